@@ -1,0 +1,14 @@
+//! `tandemd`: the REST API, users, metadata, and the replication engine.
+//!
+//! Dependencies point one way: `http -> volumes -> {meta, replicate -> blocks}`; `accounts` and `sessions` stand beside
+//! `volumes`; `work` holds the background workers.
+
+pub mod accounts;
+pub mod blocks;
+pub mod http;
+pub mod meta;
+pub mod replicate;
+pub mod sessions;
+pub mod settings;
+pub mod volumes;
+pub mod work;

@@ -1,0 +1,161 @@
+//! The layout of the keys: one byte for the kind of record, then its parts, numbers in big-endian, so that the order
+//! of the bytes is the order of the parts.
+//!
+//! | key | record |
+//! | --- | --- |
+//! | `b` volume block | [`super::record::Block`]: where its copies are |
+//! | `c` name | the next number of a kind |
+//! | `e` | the epoch: the number of the daemon's run |
+//! | `f` … | failed logins |
+//! | `g` time volume block | empty: the block may be garbage since then |
+//! | `h` grant … | grants |
+//! | `j` job | a job |
+//! | `l` volume | [`super::record::Volume`] |
+//! | `n` name | the id of the user who has that name |
+//! | `o` node | a node |
+//! | `r` volume block | [`super::record::References`] |
+//! | `s` session | [`super::record::Session`] |
+//! | `t` … | tokens |
+//! | `u` user | a user |
+//! | `v` volume kind … | a record of the volume's tree |
+//! | `w` session slot | the answer to a batch |
+
+use tandemfs::id::{BlockId, Ino, JobId, NodeId, SessionId, UserId, VolumeId};
+use tandemfs::tree;
+
+use super::Key;
+
+fn key(kind: u8, parts: &[&[u8]]) -> Key {
+    let mut key = vec![kind];
+    for part in parts {
+        key.extend_from_slice(part);
+    }
+    key
+}
+
+/// A record of a volume's tree.
+pub fn tree(volume: VolumeId, of: &tree::Key) -> Key {
+    let volume = volume.0.to_be_bytes();
+    match of {
+        tree::Key::Usage => key(b'v', &[&volume, b"u"]),
+        tree::Key::Inode(ino) => key(b'v', &[&volume, b"i", &ino.0.to_be_bytes()]),
+        tree::Key::Entry(parent, name) => {
+            key(b'v', &[&volume, b"e", &parent.0.to_be_bytes(), name.as_bytes()])
+        }
+        tree::Key::Chunk(ino, number) => {
+            key(b'v', &[&volume, b"c", &ino.0.to_be_bytes(), &number.to_be_bytes()])
+        }
+        tree::Key::Xattr(ino, name) => key(b'v', &[&volume, b"x", &ino.0.to_be_bytes(), name]),
+        tree::Key::Link(ino, parent, name) => {
+            key(b'v', &[&volume, b"l", &ino.0.to_be_bytes(), &parent.0.to_be_bytes(), name.as_bytes()])
+        }
+        tree::Key::Orphan(ino) => key(b'v', &[&volume, b"o", &ino.0.to_be_bytes()]),
+    }
+}
+
+/// The beginning of all keys of a volume's tree.
+pub fn tree_prefix(volume: VolumeId) -> Key {
+    key(b'v', &[&volume.0.to_be_bytes()])
+}
+
+/// The beginning of the keys of a directory's entries; the name follows.
+pub fn entry_prefix(volume: VolumeId, parent: Ino) -> Key {
+    key(b'v', &[&volume.0.to_be_bytes(), b"e", &parent.0.to_be_bytes()])
+}
+
+/// The beginning of the keys of an inode's extended attributes; the name follows.
+pub fn xattr_prefix(volume: VolumeId, ino: Ino) -> Key {
+    key(b'v', &[&volume.0.to_be_bytes(), b"x", &ino.0.to_be_bytes()])
+}
+
+/// The beginning of the keys of an inode's further links; directory and name follow.
+pub fn link_prefix(volume: VolumeId, ino: Ino) -> Key {
+    key(b'v', &[&volume.0.to_be_bytes(), b"l", &ino.0.to_be_bytes()])
+}
+
+/// The beginning of the keys of a volume's orphans; the inode follows.
+pub fn orphan_prefix(volume: VolumeId) -> Key {
+    key(b'v', &[&volume.0.to_be_bytes(), b"o"])
+}
+
+/// Where a block's copies are.
+pub fn block(volume: VolumeId, id: &BlockId) -> Key {
+    key(b'b', &[&volume.0.to_be_bytes(), &id.0])
+}
+
+/// How often a block is referred to.
+pub fn references(volume: VolumeId, id: &BlockId) -> Key {
+    key(b'r', &[&volume.0.to_be_bytes(), &id.0])
+}
+
+/// A block that may be garbage since a time in milliseconds.
+pub fn garbage(since_ms: u64, volume: VolumeId, id: &BlockId) -> Key {
+    key(b'g', &[&since_ms.to_be_bytes(), &volume.0.to_be_bytes(), &id.0])
+}
+
+/// A volume.
+pub fn volume(id: VolumeId) -> Key {
+    key(b'l', &[&id.0.to_be_bytes()])
+}
+
+/// A session.
+pub fn session(id: SessionId) -> Key {
+    key(b's', &[&id.0.to_be_bytes()])
+}
+
+/// The answer to a batch of a session.
+pub fn reply(id: SessionId, slot: u64) -> Key {
+    key(b'w', &[&id.0.to_be_bytes(), &slot.to_be_bytes()])
+}
+
+/// A user.
+pub fn user(id: UserId) -> Key {
+    key(b'u', &[&id.0.to_be_bytes()])
+}
+
+/// Whose name it is.
+pub fn user_name(name: &str) -> Key {
+    key(b'n', &[name.as_bytes()])
+}
+
+/// A token by the hash of its secret.
+pub fn token(hash: &[u8; 32]) -> Key {
+    key(b't', &[hash])
+}
+
+/// Failed logins of an account or an address.
+pub fn login_failures(of: &str) -> Key {
+    key(b'f', &[of.as_bytes()])
+}
+
+/// A node.
+pub fn node(id: NodeId) -> Key {
+    key(b'o', &[&id.0.to_be_bytes()])
+}
+
+/// A job.
+pub fn job(id: JobId) -> Key {
+    key(b'j', &[&id.0.to_be_bytes()])
+}
+
+/// The next number of a kind.
+pub fn counter(name: &str) -> Key {
+    key(b'c', &[name.as_bytes()])
+}
+
+/// The epoch.
+pub fn epoch() -> Key {
+    key(b'e', &[])
+}
+
+/// One past the last key that begins with `prefix`.
+pub fn end_of(prefix: &[u8]) -> Key {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if last < u8::MAX {
+            end.push(last + 1);
+            return end;
+        }
+    }
+    vec![u8::MAX; 512]
+}

@@ -1,0 +1,52 @@
+//! Metadata: an ordered key-value store with three verbs, and what the daemon needs on top of it.
+//!
+//! No rule is written per engine: an engine knows nothing of what the keys mean.
+
+pub mod keys;
+pub mod record;
+
+use async_trait::async_trait;
+use std::fmt::Debug;
+use tandemfs::Result;
+
+/// A key; keys are ordered by their bytes.
+pub type Key = Vec<u8>;
+/// A value.
+pub type Value = Vec<u8>;
+
+/// A key and the value that it must still have when a commit happens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Guard {
+    /// Which key.
+    pub key: Key,
+    /// The value that it must have; `None`: it must not be there.
+    pub value: Option<Value>,
+}
+
+/// One write of a commit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Write {
+    /// Which key.
+    pub key: Key,
+    /// Its new value; `None` removes it.
+    pub value: Option<Value>,
+}
+
+/// An engine for metadata.
+///
+/// A commit that returned is on stable storage and is seen by every later call; one that failed has changed
+/// nothing. Calls may run concurrently; commits are serializable.
+#[async_trait]
+pub trait MetaStore: Send + Sync + Debug {
+    /// The values of `keys`, in their order.
+    async fn get_many(&self, keys: &[Key]) -> Result<Vec<Option<Value>>>;
+
+    /// The first `limit` pairs with `from <= key < to`, in the order of their keys.
+    async fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Key, Value)>>;
+
+    /// Checks that every guard holds and does all writes (the later of two to one key wins), or does nothing.
+    ///
+    /// # Errors
+    /// `Stale` when a guard does not hold; `NoSpace`; `Unavailable` when the engine cannot be reached or written.
+    async fn commit(&self, guards: Vec<Guard>, writes: Vec<Write>) -> Result<()>;
+}

@@ -1,0 +1,93 @@
+//! The daemon's settings: a TOML file, then the environment (`TANDEM_*`), then the command line.
+
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// All settings, with their defaults. Unknown names in the file are refused.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Where metadata, keys and the default nodes lie.
+    pub data: PathBuf,
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// How many disk nodes to start with under the data directory (`nodes/1`, `nodes/2`, …).
+    pub nodes: u32,
+    /// Copies of each block.
+    pub replicas: u32,
+    /// A write is acknowledged only with at least so many copies on stable storage.
+    pub min_replicas: u32,
+    /// The largest file that can be uploaded, in bytes.
+    pub max_file_size: u64,
+    /// Quota of a new user's home volume, in bytes; none for no limit.
+    pub quota_bytes: Option<u64>,
+    /// Quota of a new user's home volume, in inodes; none for no limit.
+    pub quota_files: Option<u64>,
+    /// How long a JWT is valid, in seconds; at most 900.
+    pub token_ttl_s: u64,
+    /// Without a sign of life for so long a session is fenced, in milliseconds.
+    pub lease_ms: u64,
+    /// Nothing collects a block within so many seconds after it was last stored or named.
+    pub grace_s: u64,
+    /// How often garbage is collected, in seconds.
+    pub collect_interval_s: u64,
+    /// How long a node may be failed before its copies are made anew on others, in seconds.
+    pub heal_delay_s: u64,
+    /// How often nodes are probed, in milliseconds.
+    pub probe_interval_ms: u64,
+    /// A node that has not answered a call for so long counts as failing, in milliseconds.
+    pub node_timeout_ms: u64,
+    /// Bytes of decoded metadata records that are kept in memory.
+    pub metadata_cache_bytes: u64,
+    /// Requests that are worked on at once.
+    pub max_requests: usize,
+    /// Connections at once.
+    pub max_connections: usize,
+    /// Seconds within which a request's headers must have come.
+    pub header_timeout_s: u64,
+    /// Seconds without a byte after which a body or an answer is given up.
+    pub idle_timeout_s: u64,
+    /// Password hashes that are computed at once.
+    pub max_logins: usize,
+    /// TLS certificate chain, PEM. Needed for any address but loopback, unless `insecure`.
+    pub tls_cert: Option<PathBuf>,
+    /// TLS private key, PEM, mode 0600.
+    pub tls_key: Option<PathBuf>,
+    /// Plain HTTP on any address.
+    pub insecure: bool,
+    /// The first admin's password, read from this file at the first start.
+    pub admin_password_file: Option<PathBuf>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            data: PathBuf::from("tandem-data"),
+            listen: SocketAddr::from(([127, 0, 0, 1], 5001)),
+            nodes: 3,
+            replicas: 2,
+            min_replicas: 1,
+            max_file_size: 1 << 40,
+            quota_bytes: None,
+            quota_files: None,
+            token_ttl_s: 900,
+            lease_ms: 15_000,
+            grace_s: 600,
+            collect_interval_s: 60,
+            heal_delay_s: 600,
+            probe_interval_ms: 2_000,
+            node_timeout_ms: 10_000,
+            metadata_cache_bytes: 64 << 20,
+            max_requests: 2_048,
+            max_connections: 8_192,
+            header_timeout_s: 10,
+            idle_timeout_s: 60,
+            max_logins: 2,
+            tls_cert: None,
+            tls_key: None,
+            insecure: false,
+            admin_password_file: None,
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! Nodes, jobs and the system, for admins.
+
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::files::{BlockCounts, NodeCounts, NodeState};
+use crate::id::{JobId, NodeId};
+
+/// A storage node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Node {
+    /// Its number.
+    #[schema(value_type = u32)]
+    pub node_id: NodeId,
+    /// `disk`, `memory`; later `remote`, `bucket`.
+    pub kind: String,
+    /// Where it is: a directory.
+    pub location: String,
+    /// Two copies of a block are never in one zone while zones allow it.
+    pub zone: String,
+    /// Its share of the blocks, beside those of others.
+    pub weight: u32,
+    /// Its state.
+    pub state: NodeState,
+    /// Blocks that it holds, by the records.
+    pub blocks: u64,
+    /// Bytes of data in them.
+    pub bytes: u64,
+    /// Bytes that its file system has in all; null where it cannot say.
+    pub capacity_bytes: Option<u64>,
+    /// Bytes that are free there.
+    pub free_bytes: Option<u64>,
+    /// When it last answered.
+    pub last_seen: Option<String>,
+    /// Copies that the records place on it and that are to be made again.
+    pub missing_replicas: u64,
+}
+
+/// All nodes.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct NodeList {
+    /// In the order of their numbers.
+    pub nodes: Vec<Node>,
+}
+
+/// How a node is made to fail.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FailMode {
+    /// It does not answer any more.
+    #[default]
+    Offline,
+    /// Its data is gone too.
+    Wipe,
+    /// Bits of its data are flipped.
+    Corrupt,
+}
+
+/// `POST /admin/system/fail-node/<node_id>`.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FailNode {
+    /// `offline` if not given.
+    #[serde(default)]
+    pub mode: FailMode,
+}
+
+/// Whether to wait for a job.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, IntoParams, ToSchema)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub struct Wait {
+    /// true: answer when it is done; false: answer 202 with the job at once. true if not given.
+    pub wait: Option<bool>,
+}
+
+/// What a repair did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Repaired {
+    /// The node.
+    #[schema(value_type = u32)]
+    pub node_id: NodeId,
+    /// Its state now.
+    pub state: NodeState,
+    /// Copies that were made.
+    pub blocks_copied: u64,
+    /// Bytes of data in them.
+    pub bytes_copied: u64,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// What a job is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum JobKind {
+    /// Bring a node back to what the records say that it holds.
+    RepairNode,
+    /// Make missing copies wherever they are missing.
+    Heal,
+    /// Read everything that a node holds and check it.
+    Scrub,
+    /// Remove blocks that nothing names.
+    Collect,
+}
+
+/// How a job stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum JobState {
+    /// At work.
+    Running,
+    /// Ended well.
+    Done,
+    /// Ended badly.
+    Failed,
+    /// An admin ended it.
+    Cancelled,
+}
+
+/// A background job.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Job {
+    /// Its number.
+    #[schema(value_type = u64)]
+    pub job_id: JobId,
+    /// What it is about.
+    pub kind: JobKind,
+    /// The node that it is about, if one.
+    #[schema(value_type = Option<u32>)]
+    pub node_id: Option<NodeId>,
+    /// How it stands.
+    pub state: JobState,
+    /// When it began.
+    pub started: String,
+    /// When it ended.
+    pub ended: Option<String>,
+    /// Blocks looked at.
+    pub blocks_done: u64,
+    /// Blocks to look at in all, as far as known.
+    pub blocks_total: u64,
+    /// Copies that were made.
+    pub blocks_copied: u64,
+    /// Bytes of data in them.
+    pub bytes_copied: u64,
+    /// Copies that were found to be missing or damaged.
+    pub blocks_bad: u64,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+/// The newest jobs.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct JobList {
+    /// Newest first, at most 1000.
+    pub jobs: Vec<Job>,
+}
+
+/// `GET /admin/system`.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct System {
+    /// The settings in force, without secrets.
+    pub configuration: serde_json::Value,
+    /// Volumes, sessions, and what all volumes use together.
+    pub totals: Totals,
+    /// The nodes.
+    pub nodes: NodeCounts,
+    /// The blocks.
+    pub blocks: BlockCounts,
+    /// Jobs that are at work.
+    pub jobs: Vec<Job>,
+    /// Room on the healthy nodes.
+    pub capacity: Capacity,
+}
+
+/// Counts of things.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Totals {
+    /// Users.
+    pub users: u64,
+    /// Volumes.
+    pub volumes: u64,
+    /// Sessions of mounts.
+    pub sessions: u64,
+    /// Inodes of all volumes.
+    pub inodes: u64,
+    /// Bytes of files of all volumes.
+    pub bytes: u64,
+}
+
+/// Room on the healthy nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Capacity {
+    /// Bytes in all.
+    pub total_bytes: u64,
+    /// Bytes that are free.
+    pub free_bytes: u64,
+}

@@ -1,0 +1,170 @@
+//! The mount's part of the API, under `/fs/v1`: sessions and their events, batches of mutations, reads, blocks.
+//!
+//! | request | body | answer |
+//! | --- | --- | --- |
+//! | `POST /fs/v1/sessions` | [`OpenSession`] | 201 [`SessionGrant`] |
+//! | `POST /fs/v1/sessions/<id>/resume` | [`ResumeSession`] | 200 [`SessionGrant`]; 410 when it was fenced |
+//! | `GET /fs/v1/sessions/<id>/events` | | a stream of [`Event`]s, one JSON document a line |
+//! | `POST /fs/v1/sessions/<id>/acks` | [`Ack`] | 204 |
+//! | `POST /fs/v1/sessions/<id>/batches` | [`Batch`] | 200 [`BatchReply`] |
+//! | `POST /fs/v1/sessions/<id>/reads` | [`Read`] | 200 [`ReadReply`] |
+//! | `POST /fs/v1/sessions/<id>/inodes` | | 200 [`InodeRange`] |
+//! | `PUT /fs/v1/sessions/<id>/blocks/<block>` | the bytes | 204 once they are durable on every chosen node |
+//! | `GET /fs/v1/sessions/<id>/blocks/<block>` | | the bytes, or those of `Range` |
+//! | `DELETE /fs/v1/sessions/<id>` | | 204 |
+//!
+//! Bodies are JSON or, by `Content-Type` and `Accept`, the compact encoding of [`crate::codec`].
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{Ino, SessionId, VolumeId, VolumeKey};
+use crate::tree::{Key, Mutation, Record, Usage, Want};
+
+/// The most mutations in one batch.
+pub const BATCH_MUTATIONS_MAX: usize = 4096;
+/// The most wants in one read.
+pub const READ_WANTS_MAX: usize = 1024;
+/// The most entries of a directory in one answer.
+pub const DIRECTORY_PAGE_MAX: u32 = 4096;
+/// The most chunks in one answer.
+pub const CHUNKS_PAGE_MAX: u64 = 1024;
+/// The largest block, in bytes.
+pub const BLOCK_SIZE_MAX: usize = 4 << 20;
+/// How many batches of a session may be under way: a sequence number may be used once the one that lies so many
+/// before it has been answered. The daemon keeps as many answers, to give them again.
+pub const SESSION_SLOTS: u64 = 256;
+
+/// Opens a session on a volume.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct OpenSession {
+    /// A shared volume's name; `None` is the caller's home volume.
+    pub volume: Option<String>,
+    /// The client wants to read only.
+    pub read_only: bool,
+    /// For people who look at the list of sessions: host and mount point.
+    pub client: String,
+}
+
+/// Takes a session up again after the connection or the daemon was gone.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ResumeSession {
+    /// Inodes without links that the client still holds open.
+    pub held: Vec<Ino>,
+}
+
+/// What a session is granted.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SessionGrant {
+    /// The session.
+    pub session: SessionId,
+    /// Its volume.
+    pub volume: VolumeId,
+    /// The key under which the volume's block ids are made.
+    pub key: VolumeKey,
+    /// No changes are taken.
+    pub read_only: bool,
+    /// Names the daemon's run: when it differs from the one before, everything that the session has cached is to be
+    /// dropped, for events may have been lost.
+    pub run: u64,
+    /// The version of the volume at this moment.
+    pub version: u64,
+    /// Milliseconds without a sign of life after which the daemon fences the session.
+    pub lease_ms: u64,
+    /// What the volume uses and may use.
+    pub usage: Usage,
+}
+
+/// Inode numbers that a session may give to what it creates: `first..first + count`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InodeRange {
+    /// The first number.
+    pub first: Ino,
+    /// How many.
+    pub count: u64,
+}
+
+/// A batch of mutations: commits as one, in order, once for its (session, sequence).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Batch {
+    /// From 1 on, in any order within [`SESSION_SLOTS`]. The same number with the same mutations is answered as before.
+    pub sequence: u64,
+    /// What to do.
+    pub mutations: Vec<Mutation>,
+    /// Inodes that this batch may leave without links and that the client holds open: they live on until the
+    /// client says [`Mutation::Reap`] or the session ends.
+    pub held: Vec<Ino>,
+}
+
+/// The answer to a batch that was committed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchReply {
+    /// The volume's version that the batch made.
+    pub version: u64,
+    /// Every record that it wrote, as it stands in that version; `None`: removed. Of extents only those of files
+    /// that the batch wrote to.
+    pub records: Vec<(Key, Option<Record>)>,
+}
+
+/// Asks for records.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Read {
+    /// Which ones.
+    pub wants: Vec<Want>,
+}
+
+/// The answer to a read: the state of one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadReply {
+    /// The volume's version that was read.
+    pub version: u64,
+    /// One answer for each want.
+    pub answers: Vec<Answer>,
+}
+
+/// The answer to one want.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// The records; `None` says that there is none (for a single record and a look-up).
+    pub records: Vec<(Key, Option<Record>)>,
+    /// Whether a range was given whole. If not, go on after the last record.
+    pub complete: bool,
+}
+
+/// What the daemon tells a session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "event")]
+pub enum Event {
+    /// Somebody else changed these records: drop them from every cache, then acknowledge `number`. The one who
+    /// changed them is answered only then.
+    Changed {
+        /// Counts the events of this session, from 1 on.
+        number: u64,
+        /// The volume's version that has the change.
+        version: u64,
+        /// What was changed.
+        keys: Vec<Key>,
+        /// Inodes that have no links any more. The acknowledgement says which of them are held open.
+        orphans: Vec<Ino>,
+    },
+    /// Too much has changed to say what: drop everything, then acknowledge.
+    DropAll {
+        /// As above.
+        number: u64,
+        /// As above.
+        version: u64,
+    },
+    /// Nothing happened; acknowledge `number` (the last event's) all the same, which renews the lease.
+    Heartbeat {
+        /// The number of the last event.
+        number: u64,
+    },
+}
+
+/// Acknowledges events, and renews the lease.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Ack {
+    /// All events up to this one have been carried out.
+    pub number: u64,
+    /// Which of the orphans that they named the client holds open.
+    pub held: Vec<Ino>,
+}
