@@ -131,7 +131,7 @@ pub struct Extent {
 impl Extent {
     /// Where in the chunk it ends.
     pub fn end(&self) -> u32 {
-        self.start + self.length
+        self.start.saturating_add(self.length)
     }
 }
 
@@ -231,18 +231,20 @@ pub enum Want {
 }
 
 impl Want {
-    /// The keys that a range covers: from the first one, inclusive, to the second, exclusive, within the order
-    /// of [`Key`]; `None` for a single record.
-    ///
-    /// A directory's range depends on how much was given, so it is not a fixed one either.
+    /// Whether it asks for the record under `key`. How much of a directory is given depends on the other side, so a
+    /// directory's range covers nothing for certain.
     pub fn covers(&self, key: &Key) -> bool {
         match (self, key) {
             (Self::Record(wanted), _) => wanted == key,
-            (Self::Lookup { parent, name }, Key::Entry(directory, entry)) => parent == directory && name == entry,
+            (Self::Lookup { parent, name }, Key::Entry(directory, entry)) => {
+                parent == directory && name == entry
+            }
             (Self::Chunks { ino, from, to }, Key::Chunk(file, number)) => {
                 ino == file && (*from..*to).contains(number)
             }
-            (Self::Xattrs(ino), Key::Xattr(owner, _)) | (Self::Links(ino), Key::Link(owner, _, _)) => ino == owner,
+            (Self::Xattrs(ino), Key::Xattr(owner, _)) | (Self::Links(ino), Key::Link(owner, _, _)) => {
+                ino == owner
+            }
             _ => false,
         }
     }

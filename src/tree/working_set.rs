@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
+use super::ranges::Ranges;
 use super::record::{Chunk, Entry, Inode, Key, Record, Usage, Want};
+use crate::Error;
 use crate::id::{BlockId, Ino};
 use crate::name::Name;
-use crate::Error;
 
 /// Why a rule stopped.
 #[derive(Debug)]
@@ -26,6 +27,22 @@ impl From<Error> for Stop {
 /// What a rule returns.
 pub type Outcome<T> = Result<T, Stop>;
 
+/// Two things that a rule needs, as if it asked for one after the other, but what both of them miss is asked for
+/// at once.
+///
+/// # Errors
+/// The first one's, or the second one's if there is none; the wants of both if both miss records.
+pub(super) fn both<A, B>(first: Outcome<A>, second: Outcome<B>) -> Outcome<(A, B)> {
+    match (first, second) {
+        (Ok(first), Ok(second)) => Ok((first, second)),
+        (Err(Stop::Missing(mut wants)), Err(Stop::Missing(more))) => {
+            wants.extend(more);
+            Err(Stop::Missing(wants))
+        }
+        (Err(stop), _) | (Ok(_), Err(stop)) => Err(stop),
+    }
+}
+
 /// What a batch does to a volume: the records that it writes, and how many references to each block it adds or
 /// takes away.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,7 +61,7 @@ pub struct Changes {
 #[derive(Debug, Default)]
 pub struct WorkingSet {
     loaded: BTreeMap<Key, Option<Record>>,
-    ranges: BTreeSet<Want>,
+    ranges: Ranges,
     changed: BTreeMap<Key, Option<Record>>,
     references: BTreeMap<BlockId, i64>,
     undo: Vec<Undo>,
@@ -69,23 +86,28 @@ impl WorkingSet {
 
     /// Tells it that all records that `want` (chunks, attributes or links) covers have been loaded.
     pub fn load_range(&mut self, want: Want) {
-        self.ranges.insert(want);
+        self.ranges.insert(&want);
     }
 
-    /// Runs one rule; undoes its writes unless it succeeds.
+    /// Runs one rule; undoes its writes unless it succeeds. All writes belong into one.
     ///
     /// # Errors
     /// Those of the rule.
     pub fn attempt<T>(&mut self, rule: impl FnOnce(&mut Self) -> Outcome<T>) -> Outcome<T> {
-        self.undo.clear();
+        let mark = self.undo.len();
         let result = rule(self);
-        if result.is_err() {
-            while let Some(undo) = self.undo.pop() {
-                match undo {
-                    Undo::Record(key, Some(before)) => drop(self.changed.insert(key, before)),
-                    Undo::Record(key, None) => drop(self.changed.remove(&key)),
-                    Undo::Reference(block, by) => *self.references.entry(block).or_default() -= by,
-                }
+        if result.is_ok() {
+            // Inside of another attempt they are kept: that one may fail yet.
+            if mark == 0 {
+                self.undo.clear();
+            }
+            return result;
+        }
+        for undo in self.undo.drain(mark..).rev() {
+            match undo {
+                Undo::Record(key, Some(before)) => drop(self.changed.insert(key, before)),
+                Undo::Record(key, None) => drop(self.changed.remove(&key)),
+                Undo::Reference(block, by) => *self.references.entry(block).or_default() -= by,
             }
         }
         result
@@ -106,7 +128,7 @@ impl WorkingSet {
         if let Some(record) = self.changed.get(key).or_else(|| self.loaded.get(key)) {
             return Ok(record.as_ref());
         }
-        if self.ranges.iter().any(|range| range.covers(key)) {
+        if self.ranges.covers(key) {
             return Ok(None);
         }
         Err(Stop::Missing(vec![Want::Record(key.clone())]))
@@ -129,8 +151,16 @@ impl WorkingSet {
     /// # Errors
     /// `NotFound`.
     pub fn inode(&self, ino: Ino) -> Outcome<Inode> {
+        self.inode_ref(ino).cloned()
+    }
+
+    /// An inode that is only looked at.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn inode_ref(&self, ino: Ino) -> Outcome<&Inode> {
         match self.get(&Key::Inode(ino))? {
-            Some(Record::Inode(inode)) => Ok(inode.as_ref().clone()),
+            Some(Record::Inode(inode)) => Ok(inode),
             None => Err(Error::not_found(format!("inode {ino}")).into()),
             Some(_) => Err(wrong_type(&Key::Inode(ino)).into()),
         }
@@ -140,8 +170,8 @@ impl WorkingSet {
     ///
     /// # Errors
     /// `NotFound`, also for a directory that was removed; `NotADirectory`.
-    pub fn directory(&self, ino: Ino) -> Outcome<Inode> {
-        let inode = self.inode(ino)?;
+    pub fn directory(&self, ino: Ino) -> Outcome<&Inode> {
+        let inode = self.inode_ref(ino)?;
         if !inode.is_directory() {
             return Err(Error::not_a_directory(format!("inode {ino}")).into());
         }
@@ -210,47 +240,54 @@ impl WorkingSet {
         self.put(Key::Chunk(ino, number), (!chunk.0.is_empty()).then_some(Record::Chunk(chunk)));
     }
 
-    /// The keys of all records that are there in a range which `want` (chunks, attributes or links) covers.
+    /// The keys of all records that are there in a range of chunks, attributes or links, in order.
     ///
     /// # Errors
     /// `Missing` when the range is not loaded.
     pub fn range(&self, want: &Want) -> Outcome<Vec<Key>> {
-        if !self.ranges.iter().any(|range| contains(range, want)) {
-            return Err(Stop::Missing(vec![want.clone()]));
-        }
-        let Some(bounds) = bounds(want) else {
-            return Err(Error::internal(format!("{want:?} is not a range")).into());
-        };
-        let mut keys: BTreeSet<&Key> = BTreeSet::new();
-        for (key, record) in self.loaded.range(bounds.clone()) {
-            if record.is_some() {
-                keys.insert(key);
-            }
-        }
-        for (key, record) in self.changed.range(bounds) {
+        let (loaded, changed) = self.in_range(want)?;
+        let mut keys: BTreeSet<&Key> = loaded.collect();
+        for (key, record) in changed {
             if record.is_some() {
                 keys.insert(key);
             } else {
                 keys.remove(key);
             }
         }
-        Ok(keys.into_iter().filter(|key| want.covers(key)).cloned().collect())
+        Ok(keys.into_iter().cloned().collect())
+    }
+
+    /// The first key of such a range.
+    ///
+    /// # Errors
+    /// `Missing` when the range is not loaded.
+    pub fn first(&self, want: &Want) -> Outcome<Option<Key>> {
+        let (mut loaded, mut changed) = self.in_range(want)?;
+        let loaded = loaded.find(|key| !self.changed.contains_key(key));
+        let changed = changed.find_map(|(key, record)| record.as_ref().map(|_| key));
+        Ok(loaded.into_iter().chain(changed).min().cloned())
+    }
+
+    /// The keys of the records that were loaded in a range, and what was changed in it.
+    fn in_range<'a>(
+        &'a self,
+        want: &'a Want,
+    ) -> Outcome<(impl Iterator<Item = &'a Key>, impl Iterator<Item = (&'a Key, &'a Option<Record>)>)> {
+        if !self.ranges.contains(want) {
+            return Err(Stop::Missing(vec![want.clone()]));
+        }
+        let bounds = bounds(want).ok_or_else(|| Error::internal(format!("{want:?} is not a range")))?;
+        let loaded = self.loaded.range(bounds.clone()).filter(|(_, record)| record.is_some());
+        let changed = self.changed.range(bounds);
+        Ok((
+            loaded.map(|(key, _)| key).filter(|key| want.covers(key)),
+            changed.filter(|(key, _)| want.covers(key)),
+        ))
     }
 }
 
 fn wrong_type(key: &Key) -> Error {
     Error::corrupt(format!("the record under {key:?} is of another type"))
-}
-
-/// Whether a loaded range answers for all of another.
-fn contains(loaded: &Want, wanted: &Want) -> bool {
-    match (loaded, wanted) {
-        (
-            Want::Chunks { ino: a, from: loaded_from, to: loaded_to },
-            Want::Chunks { ino: b, from: wanted_from, to: wanted_to },
-        ) => a == b && loaded_from <= wanted_from && wanted_to <= loaded_to,
-        _ => loaded == wanted,
-    }
 }
 
 /// Bounds in the order of keys that hold all that `want` covers, and perhaps more.
@@ -259,7 +296,7 @@ fn bounds(want: &Want) -> Option<RangeInclusive<Key>> {
     let last_name = || Name::new([0xff; 255]).ok();
     let first_name = || Name::new([1]).ok();
     Some(match want {
-        Want::Chunks { ino, from, to } => Key::Chunk(*ino, *from)..=Key::Chunk(*ino, *to),
+        Want::Chunks { ino, from, to } => Key::Chunk(*ino, *from)..=Key::Chunk(*ino, *to.max(from)),
         Want::Xattrs(ino) => Key::Xattr(*ino, Vec::new())..=Key::Xattr(*ino, vec![0xff; 256]),
         Want::Links(ino) => {
             Key::Link(*ino, Ino(0), first_name()?)..=Key::Link(*ino, Ino(u64::MAX), last_name()?)
