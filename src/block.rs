@@ -1,1 +1,196 @@
-//! Blocks and the object format.
+//! The object format: a block as a node stores it. `docs/format.md` has the layout.
+//!
+//! An object can be checked by who has no key of the volume, and a part of it can be read and checked alone.
+
+use bytes::Bytes;
+use std::ops::Range;
+
+use crate::id::{BlockId, VolumeId};
+use crate::{Error, Result};
+
+/// The most data that a block has.
+pub const DATA_MAX: usize = 4 << 20;
+/// How many stored bytes each checksum of the table covers; the last one may cover fewer.
+pub const PIECE: usize = 64 << 10;
+/// The length of the longest header: who reads so much from the beginning of an object has all of its header.
+pub const HEADER_MAX: usize = FIXED + DATA_MAX.div_ceil(PIECE) * CHECK + CHECK;
+/// The length of the longest object.
+pub const OBJECT_MAX: usize = HEADER_MAX + DATA_MAX;
+
+const MAGIC: [u8; 8] = *b"TANDEMBK";
+const VERSION: u16 = 1;
+const CODEC_NONE: u8 = 0;
+const CIPHER_NONE: u8 = 0;
+const KEY_NONE: u32 = 0;
+/// The length of the header up to the table.
+const FIXED: usize = 64;
+/// The length of a checksum.
+const CHECK: usize = 16;
+
+fn check(bytes: &[u8]) -> [u8; CHECK] {
+    let mut check = [0; CHECK];
+    blake3::Hasher::new().update(bytes).finalize_xof().fill(&mut check);
+    check
+}
+
+fn corrupt(what: &str) -> Error {
+    Error::corrupt(format!("object: {what}"))
+}
+
+/// Makes the object of a block.
+///
+/// # Errors
+/// `TooLarge` for more than [`DATA_MAX`] bytes.
+pub fn encode(volume: VolumeId, id: &BlockId, data: &[u8]) -> Result<Bytes> {
+    let length = u32::try_from(data.len()).ok().filter(|_| data.len() <= DATA_MAX);
+    let length = length.ok_or_else(|| Error::too_large(format!("a block of {} bytes", data.len())))?;
+    let mut object = Vec::with_capacity(header_len(data.len()) + data.len());
+    object.extend(MAGIC);
+    object.extend(VERSION.to_be_bytes());
+    object.extend([CODEC_NONE, CIPHER_NONE]);
+    object.extend(KEY_NONE.to_be_bytes());
+    object.extend(volume.0.to_be_bytes());
+    object.extend(id.0);
+    object.extend(length.to_be_bytes()); // of the data
+    object.extend(length.to_be_bytes()); // as stored
+    debug_assert_eq!(object.len(), FIXED, "the layout of the header");
+    for piece in data.chunks(PIECE) {
+        object.extend(check(piece));
+    }
+    object.extend(check(&object));
+    object.extend(data);
+    Ok(Bytes::from(object))
+}
+
+/// Checks a whole object and gives its data without copying it.
+///
+/// # Errors
+/// `Corrupt` unless it is, bit by bit, an object of the block `id`.
+pub fn decode(id: &BlockId, object: Bytes) -> Result<Bytes> {
+    let header = Header::parse(&object)?;
+    if header.id() != *id {
+        return Err(corrupt("it is another block's"));
+    }
+    let all = 0..header.data_len();
+    if object.len() as u64 != header.object_len() {
+        return Err(corrupt("wrong length"));
+    }
+    header.cut(all, object.slice(header.len()..))
+}
+
+/// The header of an object, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    volume: VolumeId,
+    id: BlockId,
+    length: u32,
+    table: Vec<[u8; CHECK]>,
+}
+
+impl Header {
+    /// Reads a header from the beginning of an object; [`HEADER_MAX`] bytes are enough, and more are not looked at.
+    ///
+    /// # Errors
+    /// `Corrupt`.
+    pub fn parse(object: &[u8]) -> Result<Self> {
+        let mut rest = object;
+        if take(&mut rest)? != MAGIC {
+            return Err(corrupt("it does not begin like one"));
+        }
+        if u16::from_be_bytes(take(&mut rest)?) != VERSION {
+            return Err(corrupt("unknown version"));
+        }
+        if take(&mut rest)? != [CODEC_NONE, CIPHER_NONE] || u32::from_be_bytes(take(&mut rest)?) != KEY_NONE {
+            return Err(corrupt("unknown codec, cipher or key"));
+        }
+        let volume = VolumeId(u64::from_be_bytes(take(&mut rest)?));
+        let id = BlockId(take(&mut rest)?);
+        let length = u32::from_be_bytes(take(&mut rest)?);
+        let stored = u32::from_be_bytes(take(&mut rest)?);
+        let data = length as usize;
+        if length != stored || data > DATA_MAX {
+            return Err(corrupt("impossible lengths"));
+        }
+        let end = header_len(data);
+        let header = object.get(..end).ok_or_else(|| corrupt("its header is cut off"))?;
+        let (checked, sum) = header.split_at(end - CHECK);
+        if check(checked) != sum {
+            return Err(corrupt("wrong checksum of the header"));
+        }
+        let (table, _) = checked.get(FIXED..).unwrap_or_default().as_chunks();
+        Ok(Self { volume, id, length, table: table.to_vec() })
+    }
+
+    /// The volume of the block.
+    pub fn volume(&self) -> VolumeId {
+        self.volume
+    }
+
+    /// The block.
+    pub fn id(&self) -> BlockId {
+        self.id
+    }
+
+    /// Bytes of data.
+    pub fn data_len(&self) -> u32 {
+        self.length
+    }
+
+    /// The length of this header.
+    #[expect(clippy::len_without_is_empty, reason = "a header is never empty")]
+    pub fn len(&self) -> usize {
+        header_len(self.length as usize)
+    }
+
+    /// The length of the whole object.
+    pub fn object_len(&self) -> u64 {
+        self.len() as u64 + u64::from(self.length)
+    }
+
+    /// What must be read of the object to have a checked `range` of the data: whole pieces.
+    pub fn stored_range(&self, range: Range<u32>) -> Range<u64> {
+        let pieces = self.pieces(&range);
+        let begin = self.len() as u64;
+        begin + pieces.start as u64..begin + pieces.end as u64
+    }
+
+    /// Checks the bytes of [`Header::stored_range`] and cuts the `range` out of them, without copying.
+    ///
+    /// # Errors
+    /// `OutOfRange` for a range that the data does not have; `Corrupt`.
+    pub fn cut(&self, range: Range<u32>, pieces: Bytes) -> Result<Bytes> {
+        if range.start > range.end || range.end > self.length {
+            return Err(Error::out_of_range(format!("{range:?} of a block of {} bytes", self.length)));
+        }
+        let whole = self.pieces(&range);
+        if pieces.len() != whole.len() {
+            return Err(corrupt("wrong length"));
+        }
+        let sums = self.table.get(whole.start / PIECE..).unwrap_or_default();
+        for (piece, sum) in pieces.chunks(PIECE).zip(sums) {
+            if check(piece) != *sum {
+                return Err(corrupt("wrong checksum of the data"));
+            }
+        }
+        Ok(pieces.slice(range.start as usize - whole.start..range.end as usize - whole.start))
+    }
+
+    /// The pieces that hold a range of the data, cut at its end.
+    fn pieces(&self, range: &Range<u32>) -> Range<usize> {
+        let data = self.length as usize;
+        let end = (range.end as usize).min(data);
+        let start = (range.start as usize).min(end);
+        let first = start / PIECE * PIECE;
+        first..if start == end { first } else { end.next_multiple_of(PIECE).min(data) }
+    }
+}
+
+fn header_len(data: usize) -> usize {
+    FIXED + data.div_ceil(PIECE) * CHECK + CHECK
+}
+
+fn take<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N]> {
+    let (taken, left) = rest.split_first_chunk().ok_or_else(|| corrupt("its header is cut off"))?;
+    *rest = left;
+    Ok(*taken)
+}

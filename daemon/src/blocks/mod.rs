@@ -1,5 +1,9 @@
 //! Places that keep objects: a directory, memory, later another machine or a bucket.
 
+#[cfg(test)]
+mod contract;
+pub mod memory;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::fmt::Debug;
@@ -64,4 +68,11 @@ pub trait BlockStore: Send + Sync + Debug {
     /// # Errors
     /// `Unavailable`.
     async fn room(&self) -> Result<Option<Room>>;
+}
+
+/// The part of an object of `size` bytes that `range` asks for: from, to.
+fn cut(range: Option<Range<u64>>, size: u64) -> (u64, u64) {
+    let range = range.unwrap_or(0..size);
+    let to = range.end.min(size);
+    (range.start.min(to), to)
 }

@@ -2,8 +2,16 @@
 //!
 //! No rule is written per engine: an engine knows nothing of what the keys mean.
 
+#[cfg(test)]
+mod contract;
 pub mod keys;
+pub mod memory;
+mod queue;
 pub mod record;
+mod typed;
+
+pub use queue::{Meta, Ticket};
+pub use typed::{expect, put, remove};
 
 use async_trait::async_trait;
 use std::fmt::Debug;
