@@ -133,6 +133,27 @@ pub fn node(id: NodeId) -> Key {
     key(b'o', &[&id.0.to_be_bytes()])
 }
 
+/// The keys of all nodes: from, to.
+pub fn all_nodes() -> (Key, Key) {
+    (key(b'o', &[]), key(b'o' + 1, &[]))
+}
+
+/// The keys of all blocks: from, to.
+pub fn all_blocks() -> (Key, Key) {
+    (key(b'b', &[]), key(b'b' + 1, &[]))
+}
+
+/// The block whose [`block`] key it is.
+pub fn block_of(key: &[u8]) -> Option<(VolumeId, BlockId)> {
+    let (volume, id) = key.strip_prefix(b"b")?.split_first_chunk()?;
+    Some((VolumeId(u64::from_be_bytes(*volume)), BlockId(id.try_into().ok()?)))
+}
+
+/// The keys of all jobs: from, to.
+pub fn all_jobs() -> (Key, Key) {
+    (key(b'j', &[]), key(b'j' + 1, &[]))
+}
+
 /// A job.
 pub fn job(id: JobId) -> Key {
     key(b'j', &[&id.0.to_be_bytes()])
