@@ -68,6 +68,10 @@ kinds! {
     Unauthenticated, "unauthenticated", 401, 13, "Log in first", unauthenticated;
     /// Who is asking is known and may not.
     Forbidden, "forbidden", 403, 13, "Not allowed", forbidden;
+    /// The password that every installation begins with, used from another machine.
+    DefaultPassword, "default_password", 403, 13, "The first password works from this machine only", default_password;
+    /// The path is known, but not with this method.
+    MethodNotAllowed, "method_not_allowed", 405, 95, "The method is not allowed here", method_not_allowed;
     /// POSIX forbids it to anybody but the owner or root (EPERM).
     NotPermitted, "not_permitted", 403, 1, "Operation not permitted", not_permitted;
     /// The volume is granted for reading only.

@@ -5,6 +5,7 @@
 
 pub mod accounts;
 pub mod blocks;
+pub mod daemon;
 pub mod http;
 pub mod meta;
 pub mod replicate;

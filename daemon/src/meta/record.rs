@@ -44,7 +44,9 @@ pub fn decode<T: DeserializeOwned>(key: &[u8], value: &[u8]) -> Result<T> {
         return Err(corrupt("wrong checksum"));
     }
     match body.split_first() {
-        Some((&VERSION, record)) => codec::decode(record).map_err(|error| corrupt("no valid record").because(error)),
+        Some((&VERSION, record)) => {
+            codec::decode(record).map_err(|error| corrupt("no valid record").because(error))
+        }
         _ => Err(corrupt("unknown version")),
     }
 }

@@ -1,0 +1,52 @@
+//! Who is asking: the extractors that every protected route names.
+
+use axum::extract::FromRequestParts;
+use axum::http::HeaderMap;
+use axum::http::header::AUTHORIZATION;
+use axum::http::request::Parts;
+use tandemfs::api::users::Role;
+use tandemfs::{Error, Result};
+
+use super::Problem;
+use crate::accounts::Caller;
+use crate::daemon::App;
+
+/// The token of a request. Only the header counts: a token in a URL would end in logs and histories.
+fn bearer(headers: &HeaderMap) -> Result<&str> {
+    let missing = || Error::unauthenticated("give a token as Authorization: Bearer");
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let value = values.next().ok_or_else(missing)?;
+    if values.next().is_some() {
+        return Err(Error::unauthenticated("more than one Authorization header"));
+    }
+    let value = value.to_str().map_err(|_| missing())?;
+    let (scheme, token) = value.split_once(' ').ok_or_else(missing)?;
+    if !scheme.eq_ignore_ascii_case("bearer") {
+        return Err(missing());
+    }
+    Ok(token.trim())
+}
+
+impl FromRequestParts<App> for Caller {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
+        Ok(app.accounts.authenticate(bearer(&parts.headers)?).await?)
+    }
+}
+
+/// A caller who is an admin; others are answered 403.
+#[derive(Clone, Debug)]
+pub struct Admin(pub Caller);
+
+impl FromRequestParts<App> for Admin {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
+        let caller = Caller::from_request_parts(parts, app).await?;
+        match caller.role {
+            Role::Admin => Ok(Self(caller)),
+            Role::User => Err(Error::forbidden("for admins only").into()),
+        }
+    }
+}
