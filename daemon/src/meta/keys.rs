@@ -9,7 +9,9 @@
 //! | `f` … | failed logins |
 //! | `g` time volume block | empty: the block may be garbage since then |
 //! | `h` grant … | grants |
+//! | `i` user name | the hash of a user's token |
 //! | `j` job | a job |
+//! | `k` expiry id | empty: a JWT that was logged out before it expired |
 //! | `l` volume | [`super::record::Volume`] |
 //! | `n` name | the id of the user who has that name |
 //! | `o` node | a node |
@@ -121,6 +123,27 @@ pub fn user_name(name: &str) -> Key {
 /// A token by the hash of its secret.
 pub fn token(hash: &[u8; 32]) -> Key {
     key(b't', &[hash])
+}
+
+/// The hash of a user's token, by the token's name.
+pub fn user_token(user: UserId, name: &str) -> Key {
+    key(b'i', &[&user.0.to_be_bytes(), name.as_bytes()])
+}
+
+/// A JWT that was logged out; `expires_s` is in seconds since 1970.
+pub fn revoked(expires_s: u64, id: &str) -> Key {
+    key(b'k', &[&expires_s.to_be_bytes(), id.as_bytes()])
+}
+
+/// Where the keys of JWTs that were logged out begin and end.
+pub fn revoked_range() -> (Key, Key) {
+    (key(b'k', &[]), end_of(b"k"))
+}
+
+/// The parts of a key of [`revoked`].
+pub fn parse_revoked(key: &[u8]) -> Option<(u64, String)> {
+    let (expires, id) = key.strip_prefix(b"k")?.split_first_chunk::<8>()?;
+    Some((u64::from_be_bytes(*expires), String::from_utf8(id.to_vec()).ok()?))
 }
 
 /// Failed logins of an account or an address.
