@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use tandemfs::Result;
 use tandemfs::clock::Clock;
+use tokio_util::sync::CancellationToken;
 
-use crate::accounts::Accounts;
-use crate::meta::MetaStore;
+use crate::accounts::{Accounts, Homes, Rules};
+use crate::meta::{Meta, MetaStore};
 use crate::settings::Settings;
 
 /// What a daemon runs on: everything that touches the world outside.
@@ -15,6 +16,8 @@ use crate::settings::Settings;
 pub struct Parts {
     /// The engine that keeps the metadata.
     pub meta: Arc<dyn MetaStore>,
+    /// Makes and removes users' home volumes.
+    pub homes: Arc<dyn Homes>,
     /// Tells the time of day.
     pub clock: Arc<dyn Clock>,
 }
@@ -25,8 +28,12 @@ pub struct Daemon {
     pub settings: Settings,
     /// Tells the time of day.
     pub clock: Arc<dyn Clock>,
+    /// The metadata.
+    pub meta: Meta,
     /// Users, passwords and tokens.
     pub accounts: Arc<Accounts>,
+    /// Cancelled when the daemon stops: whatever streams without an end watches it.
+    pub stopping: CancellationToken,
 }
 
 /// What every handler is given.
@@ -38,8 +45,17 @@ impl Daemon {
     /// # Errors
     /// Whatever keeps a part from starting.
     pub async fn start(settings: Settings, parts: Parts) -> Result<App> {
-        let accounts = Arc::new(Accounts::new());
-        Ok(Arc::new(Self { settings, clock: parts.clock, accounts }))
+        let Parts { meta, homes, clock } = parts;
+        let meta = Meta::open(meta).await?;
+        let rules = Rules {
+            token_ttl_s: settings.token_ttl_s,
+            max_logins: settings.max_logins,
+            quota_bytes: settings.quota_bytes,
+            quota_files: settings.quota_files,
+        };
+        let key_file = settings.data.join("jwt.key");
+        let accounts = Accounts::open(meta.clone(), homes, Arc::clone(&clock), rules, &key_file, None).await?;
+        Ok(Arc::new(Self { settings, clock, meta, accounts: Arc::new(accounts), stopping: CancellationToken::new() }))
     }
 }
 

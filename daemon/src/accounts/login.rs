@@ -169,7 +169,7 @@ impl Accounts {
         let (from, to) = keys::revoked_range();
         let now = self.now_s();
         let mut old = Vec::new();
-        for (key, ()) in self.meta.scan::<()>(from, to, REVOKED_MAX).await? {
+        for (key, ()) in self.meta.scan::<()>(&from, &to, REVOKED_MAX).await? {
             match keys::parse_revoked(&key) {
                 Some((expires, jti)) if expires > now => {
                     self.revoked().insert(jti, expires);

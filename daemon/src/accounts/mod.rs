@@ -28,7 +28,7 @@ use tandemfs::clock::Clock;
 use tandemfs::id::{UserId, VolumeId};
 use tandemfs::{Error, Result};
 
-use crate::meta::{Guard, Meta, Write, keys, record as stored};
+use crate::meta::{self, Meta, Write, keys};
 
 /// Users and tokens that are kept decoded.
 const CACHE_ENTRIES: usize = 16_384;
@@ -195,8 +195,8 @@ impl Accounts {
     /// Commits a change of a user; the caller holds the lock and has loaded `before` under it.
     async fn replace(&self, before: &Account, after: Account, mut writes: Vec<Write>) -> Result<Arc<Account>> {
         let key = keys::user(before.id);
-        let guard = Guard { value: Some(stored::encode(&key, before)?), key: key.clone() };
-        writes.push(crate::meta::put(key, &after)?);
+        let guard = meta::expect(key.clone(), Some(before))?;
+        writes.push(meta::put(key, &after)?);
         // Whatever comes of the commit, the next one to ask reads what is stored.
         self.users.remove(&before.id);
         self.meta.commit(vec![guard], writes).await?;

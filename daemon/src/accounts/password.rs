@@ -77,7 +77,9 @@ pub(super) struct Hasher {
 
 /// A place at work; hashes are computed only by who holds one.
 #[derive(Debug)]
-pub(super) struct Place(OwnedSemaphorePermit);
+pub(super) struct Place {
+    _permit: OwnedSemaphorePermit,
+}
 
 impl Hasher {
     /// At most `places` hashes at once.
@@ -106,7 +108,7 @@ impl Hasher {
         let busy = || Error::unavailable("too many logins at once").retry_after(1);
         let _waiting = self.queue.try_acquire().map_err(|_| busy())?;
         let place = tokio::time::timeout(WAIT_MAX, Arc::clone(&self.places).acquire_owned()).await;
-        place.map_err(|_| busy())?.map(Place).map_err(|_| Error::unavailable("the daemon stops"))
+        place.map_err(|_| busy())?.map(|_permit| Place { _permit }).map_err(|_| Error::unavailable("the daemon stops"))
     }
 
     /// The hash of a password, as a PHC string with a salt of its own.

@@ -36,7 +36,7 @@ impl std::fmt::Debug for Account {
 
 /// An API token, stored under the hash of its secret.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ApiToken {
+pub(super) struct ApiToken {
     /// Names the token to people; no part of the secret.
     pub id: String,
     /// What it is for.
@@ -55,7 +55,7 @@ pub struct ApiToken {
 
 /// Failed logins of one account from one address, or of one address.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Failures {
+pub(super) struct Failures {
     /// When they happened, in milliseconds since 1970, the oldest first.
     pub times_ms: Vec<i64>,
 }

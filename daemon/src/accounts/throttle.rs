@@ -71,7 +71,7 @@ impl Throttle {
         let oldest = clock.now().as_millis() - WINDOW_MS;
         let mut entries = BTreeMap::new();
         let mut old = Vec::new();
-        for (key, mut failures) in meta.scan::<Failures>(from.clone(), to, ENTRIES_MAX).await? {
+        for (key, mut failures) in meta.scan::<Failures>(&from, &to, ENTRIES_MAX).await? {
             failures.times_ms.retain(|time| *time > oldest);
             let name = String::from_utf8_lossy(key.get(from.len()..).unwrap_or_default()).into_owned();
             if failures.times_ms.is_empty() {
@@ -113,7 +113,7 @@ impl Throttle {
             entry.forget_before(now - WINDOW_MS);
             if entry.failures.times_ms.len() + entry.under_way >= most {
                 let first = entry.failures.times_ms.first().copied().unwrap_or(now - WINDOW_MS);
-                let seconds = u64::try_from((first + WINDOW_MS - now) / 1000 + 1).unwrap_or(1);
+                let seconds = u64::try_from((first + WINDOW_MS - now + 999) / 1000).unwrap_or(1);
                 return Err(Error::too_many_requests("too many failed logins").retry_after(seconds));
             }
         }

@@ -174,7 +174,7 @@ impl Accounts {
 
     async fn tokens_of(&self, user: UserId) -> Result<Vec<(meta::Key, [u8; 32], ApiToken)>> {
         let from = keys::user_token(user, "");
-        let index = self.meta.scan::<[u8; 32]>(from.clone(), keys::end_of(&from), TOKENS_MAX).await?;
+        let index = self.meta.scan::<[u8; 32]>(&from, &keys::end_of(&from), TOKENS_MAX).await?;
         let names: Vec<_> = index.iter().map(|(_, hash)| keys::token(hash)).collect();
         let tokens = self.meta.get_many::<ApiToken>(&names).await?;
         Ok(index.into_iter().zip(tokens).filter_map(|((key, hash), token)| Some((key, hash, token?))).collect())

@@ -10,7 +10,7 @@ use tandemfs::{Error, Result};
 
 use super::record::Account;
 use super::{Accounts, Caller, audit, login, password};
-use crate::meta::{self, Guard, keys, record as stored};
+use crate::meta::{self, Guard, keys};
 
 /// The name of the first admin.
 pub(super) const FIRST_ADMIN: &str = "admin";
@@ -65,7 +65,7 @@ impl Accounts {
     /// Makes the first admin, if there is no user yet. Of several daemons that start at once, one does it.
     pub(super) async fn make_first_admin(&self, given: Option<&str>) -> Result<()> {
         let from = keys::user(UserId(0));
-        if !self.meta.scan_raw(from.clone(), keys::end_of(&from[..1]), 1).await?.is_empty() {
+        if !self.meta.scan_raw(&from, &keys::end_of(&from[..1]), 1).await?.is_empty() {
             return Ok(());
         }
         if let Some(password) = given {
@@ -152,7 +152,7 @@ impl Accounts {
         let to = keys::end_of(&from);
         let mut count = 0;
         loop {
-            let page = self.meta.scan_raw(from, to.clone(), PAGE_MAX).await?;
+            let page = self.meta.scan_raw(&from, &to, PAGE_MAX).await?;
             count += page.len() as u64;
             match page.into_iter().nth(PAGE_MAX - 1) {
                 Some((last, _)) => from = after(last),
@@ -175,7 +175,7 @@ impl Accounts {
             None => keys::user_name(""),
         };
         let to = keys::end_of(&keys::user_name(""));
-        let names = self.meta.scan::<UserId>(from, to, limit + 1).await?;
+        let names = self.meta.scan::<UserId>(&from, &to, limit + 1).await?;
         let more = names.len() > limit;
         let mut users = Vec::new();
         for (_, id) in names.into_iter().take(limit) {
@@ -265,7 +265,7 @@ impl Accounts {
         let mut from = keys::user(UserId(0));
         let to = keys::end_of(&from[..1]);
         loop {
-            let page = self.meta.scan::<Account>(from, to.clone(), PAGE_MAX).await?;
+            let page = self.meta.scan::<Account>(&from, &to, PAGE_MAX).await?;
             if page.iter().any(|(_, user)| user.id != than && user.role == Role::Admin && !user.disabled) {
                 return Ok(true);
             }
@@ -296,7 +296,7 @@ impl Accounts {
                 return Err(Error::forbidden("this is the last admin"));
             }
             let key = keys::user(before.id);
-            let guard = Guard { value: Some(stored::encode(&key, &*before)?), key: key.clone() };
+            let guard = meta::expect(key.clone(), Some(&*before))?;
             let mut writes = self.end_tokens(before.id).await?;
             writes.extend([meta::remove(keys::user_name(username)), meta::remove(key)]);
             self.users.remove(&before.id);
