@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod block;
+pub mod client;
 pub mod clock;
 pub mod codec;
 pub mod config;

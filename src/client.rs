@@ -1,0 +1,101 @@
+//! The typed client of the daemon's HTTP API, one method for each endpoint; used by the command and the mount.
+//!
+//! It does not retry: what may be repeated, and for how long, is known by those who call it. Only a request that is
+//! refused because a login has expired is sent once more, after a new login. Only `transport` names reqwest.
+
+mod accounts;
+mod admin;
+mod files;
+mod fs;
+mod transport;
+
+#[cfg(test)]
+mod tests;
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::Stream;
+
+use crate::{Error, Result};
+use transport::Transport;
+
+pub use files::{Download, Upload};
+
+/// A body as it comes in or goes out, in pieces.
+pub type ByteStream = Pin<Box<dyn Stream<Item = Result<Bytes>> + Send>>;
+
+/// Who the client is to the daemon.
+#[derive(Clone)]
+pub enum Credentials {
+    /// Nobody: good for what needs no login.
+    None,
+    /// A token, sent as it is.
+    Token(String),
+    /// Logs in by itself, and again before the login expires or when it is refused.
+    Password {
+        /// The user's name.
+        username: String,
+        /// The user's password.
+        password: String,
+    },
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::None => f.write_str("None"),
+            Self::Token(_) => f.write_str("Token(secret)"),
+            Self::Password { username, .. } => {
+                f.debug_struct("Password").field("username", username).finish_non_exhaustive()
+            }
+        }
+    }
+}
+
+/// A client of one daemon. Clones share their connections and their login.
+///
+/// A daemon that cannot be reached or that does not answer in time gives `Unavailable`; [`is_refused`] tells the
+/// first from the second. All other errors are the daemon's own.
+#[derive(Clone, Debug)]
+pub struct Client {
+    transport: Arc<Transport>,
+}
+
+impl Client {
+    /// A client of the daemon at `url`. For `https` the system's certificate authorities are trusted.
+    ///
+    /// # Errors
+    /// `Invalid` when the URL is not one of `http` or `https` with a host, or holds a user, a query or a fragment.
+    pub fn new(url: &str, credentials: Credentials) -> Result<Self> {
+        Self::with_ca(url, credentials, None)
+    }
+
+    /// The same; trusts for `https` only the certificate authorities in `ca` (PEM), if given.
+    ///
+    /// # Errors
+    /// As [`Client::new`], and `Invalid` when `ca` is not PEM.
+    pub fn with_ca(url: &str, credentials: Credentials, ca: Option<&[u8]>) -> Result<Self> {
+        Ok(Self { transport: Arc::new(Transport::new(url, credentials, ca)?) })
+    }
+
+    /// The daemon's URL, in one spelling: without a slash at its end.
+    pub fn url(&self) -> &str {
+        self.transport.url()
+    }
+}
+
+/// Whether an error says that nobody listens at the address, rather than that an answer did not come.
+pub fn is_refused(error: &Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if let Some(io) = cause.downcast_ref::<std::io::Error>()
+            && io.kind() == std::io::ErrorKind::ConnectionRefused
+        {
+            return true;
+        }
+        source = cause.source();
+    }
+    false
+}

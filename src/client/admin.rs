@@ -1,0 +1,45 @@
+//! Nodes, jobs and the system, for admins.
+
+use super::Client;
+use super::transport::Call;
+use crate::Result;
+use crate::api::admin::{FailNode, Job, JobList, Node, NodeList, System};
+use crate::id::{JobId, NodeId};
+
+/// Each method's errors are the daemon's, or `Unavailable` when it could not be asked.
+#[expect(clippy::missing_errors_doc, reason = "said once, above")]
+impl Client {
+    /// Configuration, totals, jobs, capacity.
+    pub async fn system(&self) -> Result<System> {
+        self.transport.value(Call::get(&["admin", "system"])).await
+    }
+
+    /// The nodes.
+    pub async fn nodes(&self) -> Result<NodeList> {
+        self.transport.value(Call::get(&["admin", "system", "nodes"])).await
+    }
+
+    /// Makes a node fail.
+    pub async fn fail_node(&self, node: NodeId, fail: &FailNode) -> Result<Node> {
+        self.transport
+            .value(Call::post(&["admin", "system", "fail-node", &node.to_string()]).body(fail)?)
+            .await
+    }
+
+    /// Starts the repair of a node. The job says how it goes: it may take longer than a request.
+    pub async fn repair_node(&self, node: NodeId) -> Result<Job> {
+        let call =
+            Call::post(&["admin", "system", "repair-node", &node.to_string()]).query("wait", Some(false));
+        self.transport.value(call).await
+    }
+
+    /// The newest jobs.
+    pub async fn jobs(&self) -> Result<JobList> {
+        self.transport.value(Call::get(&["v1", "jobs"])).await
+    }
+
+    /// A job.
+    pub async fn job(&self, job: JobId) -> Result<Job> {
+        self.transport.value(Call::get(&["v1", "jobs", &job.to_string()])).await
+    }
+}

@@ -1,0 +1,134 @@
+//! The mount's part: sessions, events, batches, reads, blocks. In the compact encoding, but for the events.
+
+use std::ops::Range;
+
+use bytes::{Bytes, BytesMut};
+use futures::{Stream, StreamExt};
+
+use super::transport::Call;
+use super::{ByteStream, Client};
+use crate::api::fs::{
+    Ack, BLOCK_SIZE_MAX, Batch, BatchReply, Event, InodeRange, OpenSession, Read, ReadReply, ResumeSession,
+    SessionGrant,
+};
+use crate::id::{BlockId, SessionId};
+use crate::{Error, Result};
+
+/// The longest line of the event stream.
+const EVENT_MAX: usize = 16 << 20;
+
+fn path<'a>(session: &'a str, rest: &[&'a str]) -> Vec<&'a str> {
+    ["fs", "v1", "sessions", session].into_iter().chain(rest.iter().copied()).collect()
+}
+
+/// Each method's errors are the daemon's, or `Unavailable` when it could not be asked.
+#[expect(clippy::missing_errors_doc, reason = "said once, above")]
+impl Client {
+    /// Opens a session.
+    pub async fn open_session(&self, request: &OpenSession) -> Result<SessionGrant> {
+        self.transport.value(Call::post(&["fs", "v1", "sessions"]).compact().body(request)?).await
+    }
+
+    /// Takes a session up again; `SessionEnded` when it was fenced.
+    pub async fn resume_session(&self, session: SessionId, request: &ResumeSession) -> Result<SessionGrant> {
+        let session = session.to_string();
+        self.transport.value(Call::post(&path(&session, &["resume"])).compact().body(request)?).await
+    }
+
+    /// Ends a session.
+    pub async fn close_session(&self, session: SessionId) -> Result<()> {
+        self.transport.done(Call::delete(&path(&session.to_string(), &[])).compact()).await
+    }
+
+    /// Has the daemon commit a batch.
+    pub async fn batch(&self, session: SessionId, batch: &Batch) -> Result<BatchReply> {
+        let session = session.to_string();
+        self.transport.value(Call::post(&path(&session, &["batches"])).compact().body(batch)?).await
+    }
+
+    /// Reads records.
+    pub async fn read(&self, session: SessionId, read: &Read) -> Result<ReadReply> {
+        let session = session.to_string();
+        self.transport.value(Call::post(&path(&session, &["reads"])).compact().body(read)?).await
+    }
+
+    /// Gets inode numbers to give away.
+    pub async fn inodes(&self, session: SessionId) -> Result<InodeRange> {
+        self.transport.value(Call::post(&path(&session.to_string(), &["inodes"])).compact()).await
+    }
+
+    /// Acknowledges events and renews the lease.
+    pub async fn ack(&self, session: SessionId, ack: &Ack) -> Result<()> {
+        let session = session.to_string();
+        self.transport.done(Call::post(&path(&session, &["acks"])).compact().body(ack)?).await
+    }
+
+    /// Stores a block; it is durable when this returns.
+    pub async fn put_block(&self, session: SessionId, id: &BlockId, data: Bytes) -> Result<()> {
+        let (session, id) = (session.to_string(), id.to_string());
+        self.transport.done(Call::put(&path(&session, &["blocks", &id])).compact().bytes(data)).await
+    }
+
+    /// A part of a block: exactly as many bytes as were asked for.
+    pub async fn get_block(&self, session: SessionId, id: &BlockId, range: Range<u32>) -> Result<Bytes> {
+        if range.is_empty() {
+            return Ok(Bytes::new());
+        }
+        let (session, id) = (session.to_string(), id.to_string());
+        let call = Call::get(&path(&session, &["blocks", &id]))
+            .compact()
+            .range(range.start.into(), Some(u64::from(range.end) - 1));
+        let data = self.transport.bytes(call, BLOCK_SIZE_MAX).await?;
+        if data.len() as u64 != u64::from(range.end - range.start) {
+            return Err(Error::corrupt(format!(
+                "block {id}: {} bytes instead of those at {range:?}",
+                data.len()
+            )));
+        }
+        Ok(data)
+    }
+
+    /// What happens to a session. The stream ends with an error, or when the daemon closes it.
+    pub async fn events(
+        &self,
+        session: SessionId,
+    ) -> Result<impl Stream<Item = Result<Event>> + Send + Unpin + use<>> {
+        let (_, pieces) = self.transport.stream(Call::get(&path(&session.to_string(), &["events"]))).await?;
+        Ok(events_of(pieces))
+    }
+}
+
+/// Cuts a stream of bytes into lines, each an event; empty lines count nothing.
+fn events_of(pieces: ByteStream) -> impl Stream<Item = Result<Event>> + Send + Unpin {
+    let state = Some((pieces, BytesMut::new()));
+    Box::pin(futures::stream::unfold(state, |state| async {
+        let (mut pieces, mut buffer) = state?;
+        let mut searched = 0;
+        loop {
+            if let Some(end) = buffer[searched..].iter().position(|&byte| byte == b'\n') {
+                let line = buffer.split_to(searched + end + 1);
+                searched = 0;
+                let line = line.trim_ascii();
+                if line.is_empty() {
+                    continue;
+                }
+                return Some(match serde_json::from_slice(line) {
+                    Ok(event) => (Ok(event), Some((pieces, buffer))),
+                    Err(error) => {
+                        (Err(Error::internal(format!("an event that makes no sense: {error}"))), None)
+                    }
+                });
+            }
+            searched = buffer.len();
+            match pieces.next().await {
+                Some(Ok(piece)) if buffer.len() + piece.len() <= EVENT_MAX => {
+                    buffer.extend_from_slice(&piece)
+                }
+                Some(Ok(_)) => return Some((Err(Error::too_large("an event")), None)),
+                Some(Err(error)) => return Some((Err(error), None)),
+                None if buffer.is_empty() => return None,
+                None => return Some((Err(Error::unavailable("an event was cut off")), None)),
+            }
+        }
+    }))
+}
