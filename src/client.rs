@@ -86,6 +86,15 @@ impl Client {
     }
 }
 
+/// A daemon's URL in the one spelling by which credentials are kept: small letters in the host, no default port, no slash at the
+/// end.
+///
+/// # Errors
+/// As [`Client::new`].
+pub fn normal_url(url: &str) -> Result<String> {
+    transport::normal_url(url)
+}
+
 /// Whether an error says that nobody listens at the address, rather than that an answer did not come.
 pub fn is_refused(error: &Error) -> bool {
     let mut source = std::error::Error::source(error);

@@ -9,6 +9,7 @@ pub mod client;
 pub mod clock;
 pub mod codec;
 pub mod config;
+pub mod credentials;
 pub mod error;
 pub mod id;
 pub mod name;

@@ -180,7 +180,7 @@ impl Transport {
         let http = builder.build().map_err(|error| {
             Error::invalid(format!("cannot make a client for {base}: {}", cause_of(&error)))
         })?;
-        let url = base.as_str().trim_end_matches('/').to_owned();
+        let url = spelled(&base);
         Ok(Self { http, base, url, credentials, login: Mutex::new(None) })
     }
 
@@ -471,6 +471,15 @@ fn kind_of(status: StatusCode) -> ErrorKind {
         507 => ErrorKind::NoSpace,
         _ => ErrorKind::Unavailable,
     }
+}
+
+/// See [`super::normal_url`].
+pub(super) fn normal_url(url: &str) -> Result<String> {
+    parse_url(url).map(|url| spelled(&url))
+}
+
+fn spelled(url: &Url) -> String {
+    url.as_str().trim_end_matches('/').to_owned()
 }
 
 fn parse_url(text: &str) -> Result<Url> {
