@@ -2,6 +2,8 @@
 
 #[cfg(test)]
 mod contract;
+pub mod disk;
+pub mod faulty;
 pub mod memory;
 
 use async_trait::async_trait;

@@ -4,10 +4,12 @@
 
 #[cfg(test)]
 mod contract;
+pub mod faulty;
 pub mod keys;
 pub mod memory;
 mod queue;
 pub mod record;
+pub mod sqlite;
 mod typed;
 
 pub use queue::{Meta, Ticket};

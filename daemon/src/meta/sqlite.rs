@@ -1,0 +1,290 @@
+//! SQLite as an engine: one table of keys and values, one writer, a few readers. The only place with SQL.
+
+use async_trait::async_trait;
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior, ffi};
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tandemfs::{Error, Result};
+use tokio::sync::Semaphore;
+
+use super::{Guard, Key, MetaStore, Value, Write};
+
+/// Says that a database is ours: "TdFS".
+const APPLICATION_ID: i32 = 0x5464_4653;
+/// The version of its layout.
+const LAYOUT: i32 = 1;
+/// Reads that run at once.
+const READERS: usize = 4;
+/// How long to wait for another process that is just writing.
+const BUSY: Duration = Duration::from_secs(10);
+/// A database up to this size is checked page by page when it is opened; the rows of a larger one have their own
+/// checksums, and [`SqliteStore::check`] looks at all of it.
+const CHECK_AT_OPEN_MAX: u64 = 64 << 20;
+
+/// Metadata in an SQLite database: a write-ahead log that is synced with every commit.
+#[derive(Debug)]
+pub struct SqliteStore(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    path: PathBuf,
+    writer: Mutex<Connection>,
+    /// Idle readers; `permits` has as many permits as there are readers, so nobody finds it empty.
+    readers: Mutex<Vec<Connection>>,
+    permits: Semaphore,
+    /// A sync has failed, so nobody knows what is on the disk: it takes no commit until it is opened anew.
+    failed: AtomicBool,
+}
+
+impl SqliteStore {
+    /// Opens the database at `path`, or makes it. Blocks; called once at start.
+    ///
+    /// # Errors
+    /// `Corrupt` for a damaged database or another program's, `Unsupported` for a newer layout, `NoSpace`, and
+    /// `Unavailable`.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let explain =
+            |error: Error| Error::new(error.kind(), format!("{}: {}", path.display(), error.subject()));
+        let opened =
+            open_files(path).and_then(|()| Inner::open(path).map_err(|error| meaning(&error, "opening it")));
+        let inner = opened.and_then(|inner| inner.validate().map(|()| inner)).map_err(explain)?;
+        Ok(Self(Arc::new(inner)))
+    }
+
+    /// Looks at every page and every order of keys. Takes a second for some hundred megabytes.
+    ///
+    /// # Errors
+    /// `Corrupt`.
+    pub async fn check(&self) -> Result<()> {
+        self.read(|connection| {
+            connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get::<_, String>(0))
+        })
+        .await
+        .and_then(|answer| if answer == "ok" { Ok(()) } else { Err(Error::corrupt(answer)) })
+    }
+
+    async fn read<T, F>(&self, query: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
+        let inner = self.0.clone();
+        let _permit =
+            self.0.permits.acquire().await.map_err(|_| Error::internal("the readers are closed"))?;
+        blocking(move || {
+            let reader = lock(&inner.readers).pop();
+            let reader =
+                reader.map_or_else(|| inner.connect(), Ok).map_err(|error| meaning(&error, "reading"))?;
+            let result = query(&reader).map_err(|error| meaning(&error, "reading"));
+            let mut idle = lock(&inner.readers);
+            if idle.len() < READERS {
+                idle.push(reader);
+            }
+            result
+        })
+        .await
+    }
+}
+
+/// Runs blocking work to its end, also when the caller does not wait for it any more.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| {
+        Err(Error::internal("a call of the metadata engine did not end").because(error))
+    })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A connection that a panic left in a transaction rolls it back.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Makes the file readable for nobody else; SQLite gives the files beside it the same mode.
+fn open_files(path: &Path) -> Result<()> {
+    let file =
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    if file.metadata()?.permissions().mode() & 0o777 != 0o600 {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    }
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Ok(File::open(directory)?.sync_all()?)
+}
+
+impl Inner {
+    fn open(path: &Path) -> rusqlite::Result<Self> {
+        let mut writer = connect(path)?;
+        let setup = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        // Only a database that is quite empty is made ours.
+        if setup.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0))? == 0 {
+            setup.execute_batch(
+                "CREATE TABLE kv (key BLOB PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID",
+            )?;
+            setup.pragma_update(None, "application_id", APPLICATION_ID)?;
+            setup.pragma_update(None, "user_version", LAYOUT)?;
+        }
+        setup.commit()?;
+        let readers = (0..READERS).map(|_| connect(path)).collect::<rusqlite::Result<_>>()?;
+        Ok(Self {
+            path: path.to_owned(),
+            writer: Mutex::new(writer),
+            readers: Mutex::new(readers),
+            permits: Semaphore::new(READERS),
+            failed: AtomicBool::new(false),
+        })
+    }
+
+    fn connect(&self) -> rusqlite::Result<Connection> {
+        connect(&self.path)
+    }
+
+    /// Refuses what is damaged or not ours.
+    fn validate(&self) -> Result<()> {
+        let writer = lock(&self.writer);
+        let number = |name| {
+            let value = writer.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
+            value.map_err(|error| meaning(&error, "opening it"))
+        };
+        if number("application_id")? != APPLICATION_ID {
+            return Err(Error::corrupt("it is not a metadata database of this program"));
+        }
+        let layout = number("user_version")?;
+        if layout != LAYOUT {
+            return Err(Error::unsupported(format!(
+                "its layout has version {layout}, this program knows {LAYOUT}"
+            )));
+        }
+        if fs::metadata(&self.path)?.len() <= CHECK_AT_OPEN_MAX {
+            let answer = writer.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0));
+            let answer = answer.map_err(|error| meaning(&error, "checking it"))?;
+            if answer != "ok" {
+                return Err(Error::corrupt(answer));
+            }
+        }
+        Ok(())
+    }
+
+    fn commit(&self, guards: &[Guard], writes: &[Write]) -> Result<()> {
+        let mut writer = lock(&self.writer);
+        if self.failed.load(Ordering::SeqCst) {
+            return Err(Error::unavailable("the metadata store failed to sync its disk; restart the daemon"));
+        }
+        match commit(&mut writer, guards, writes) {
+            Ok(None) => Ok(()),
+            Ok(Some(key)) => Err(Error::stale(format!("metadata record {}", hex::encode(key)))),
+            Err(error) => {
+                if is_failed_sync(&error) {
+                    self.failed.store(true, Ordering::SeqCst);
+                }
+                Err(meaning(&error, "committing"))
+            }
+        }
+    }
+}
+
+fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY)?;
+    connection.set_prepared_statement_cache_capacity(16);
+    connection.execute_batch(
+        "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA journal_size_limit = 67108864;
+         PRAGMA cache_size = -8192; PRAGMA cell_size_check = ON; PRAGMA trusted_schema = OFF;
+         PRAGMA temp_store = MEMORY;",
+    )?;
+    Ok(connection)
+}
+
+/// Does all writes, or gives the key of a guard that does not hold.
+fn commit(writer: &mut Connection, guards: &[Guard], writes: &[Write]) -> rusqlite::Result<Option<Key>> {
+    // Immediate: what the guards see cannot change before the commit. Dropped without a commit, it rolls back.
+    let transaction = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    for guard in guards {
+        if value(&transaction, &guard.key)? != guard.value {
+            return Ok(Some(guard.key.clone()));
+        }
+    }
+    {
+        let mut put = transaction.prepare_cached("INSERT OR REPLACE INTO kv (key, value) VALUES (?1, ?2)")?;
+        let mut remove = transaction.prepare_cached("DELETE FROM kv WHERE key = ?1")?;
+        for Write { key, value } in writes {
+            match value {
+                Some(value) => put.execute((key, value))?,
+                None => remove.execute((key,))?,
+            };
+        }
+    }
+    transaction.commit()?;
+    Ok(None)
+}
+
+fn value(connection: &Connection, key: &[u8]) -> rusqlite::Result<Option<Value>> {
+    let mut statement = connection.prepare_cached("SELECT value FROM kv WHERE key = ?1")?;
+    statement.query_row((key,), |row| row.get(0)).optional()
+}
+
+fn is_failed_sync(error: &rusqlite::Error) -> bool {
+    let code = error.sqlite_error().map(|error| error.extended_code);
+    matches!(code, Some(ffi::SQLITE_IOERR_FSYNC | ffi::SQLITE_IOERR_DIR_FSYNC))
+}
+
+fn meaning(error: &rusqlite::Error, doing: &str) -> Error {
+    let subject = format!("metadata database, {doing}: {error}");
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DiskFull) => Error::no_space(subject),
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Error::corrupt(subject),
+        Some(ErrorCode::TooBig) => Error::too_large(subject),
+        Some(
+            ErrorCode::DatabaseBusy
+            | ErrorCode::DatabaseLocked
+            | ErrorCode::SystemIoFailure
+            | ErrorCode::CannotOpen
+            | ErrorCode::ReadOnly
+            | ErrorCode::PermissionDenied
+            | ErrorCode::OutOfMemory,
+        ) => Error::unavailable(subject),
+        // A schema or a type that is not ours.
+        _ => Error::corrupt(subject),
+    }
+}
+
+#[async_trait]
+impl MetaStore for SqliteStore {
+    async fn get_many(&self, keys: &[Key]) -> Result<Vec<Option<Value>>> {
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        let keys = keys.to_vec();
+        self.read(move |reader| {
+            // One transaction: all values are of one moment.
+            let moment = reader.unchecked_transaction()?;
+            keys.iter().map(|key| value(&moment, key)).collect()
+        })
+        .await
+    }
+
+    async fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Key, Value)>> {
+        let (from, to) = (from.to_vec(), to.to_vec());
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.read(move |reader| {
+            let query = "SELECT key, value FROM kv WHERE key >= ?1 AND key < ?2 ORDER BY key LIMIT ?3";
+            let mut statement = reader.prepare_cached(query)?;
+            let rows = statement.query_map((from, to, limit), |row| Ok((row.get(0)?, row.get(1)?)))?;
+            rows.collect()
+        })
+        .await
+    }
+
+    async fn commit(&self, guards: Vec<Guard>, writes: Vec<Write>) -> Result<()> {
+        let inner = self.0.clone();
+        blocking(move || inner.commit(&guards, &writes)).await
+    }
+}
+
+#[cfg(test)]
+#[path = "sqlite_tests.rs"]
+mod tests;
