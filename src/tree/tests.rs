@@ -1,1 +1,7 @@
-//! Tests of the rules as a whole.
+//! Tests of the rules as a whole: one by one in [`rules`], [`content`] and [`links`], and all together, in generated
+//! sequences, against a small obvious [`model`] in [`sequences`].
+
+mod content;
+mod links;
+mod rules;
+mod store;
