@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::files::{BlockCounts, NodeCounts, NodeState};
-use crate::id::{JobId, NodeId};
+use crate::id::{JobId, NodeId, SessionId, VolumeId};
 
 /// A storage node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -154,6 +154,44 @@ pub struct Job {
 pub struct JobList {
     /// Newest first, at most 1000.
     pub jobs: Vec<Job>,
+}
+
+/// `POST /v1/jobs`: starts a job in the background, answered with 202 and the [`Job`].
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StartJob {
+    /// What it is about.
+    pub kind: JobKind,
+    /// The node that it is about: needed for a repair, all nodes are scrubbed without it, else not to be given.
+    #[schema(value_type = Option<u32>)]
+    #[serde(default)]
+    pub node_id: Option<NodeId>,
+}
+
+/// A mount's session, as admins see it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Session {
+    /// Its number.
+    #[schema(value_type = u64)]
+    pub session_id: SessionId,
+    /// Whose it is.
+    pub username: String,
+    /// The volume that it is on.
+    #[schema(value_type = u64)]
+    pub volume_id: VolumeId,
+    /// What the client said of itself: host and mount point.
+    pub client: String,
+    /// It takes no changes.
+    pub read_only: bool,
+    /// When it was opened.
+    pub opened: String,
+}
+
+/// `GET /v1/sessions`, for admins.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct SessionList {
+    /// By number.
+    pub sessions: Vec<Session>,
 }
 
 /// `GET /admin/system`.

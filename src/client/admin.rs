@@ -3,7 +3,7 @@
 use super::Client;
 use super::transport::Call;
 use crate::Result;
-use crate::api::admin::{FailNode, Job, JobList, Node, NodeList, System};
+use crate::api::admin::{FailNode, Job, JobKind, JobList, Node, NodeList, SessionList, StartJob, System};
 use crate::id::{JobId, NodeId};
 
 /// Each method's errors are the daemon's, or `Unavailable` when it could not be asked.
@@ -41,5 +41,29 @@ impl Client {
     /// A job.
     pub async fn job(&self, job: JobId) -> Result<Job> {
         self.transport.value(Call::get(&["v1", "jobs", &job.to_string()])).await
+    }
+
+    /// Reads and checks what a node holds, or all nodes hold, in the background.
+    pub async fn scrub(&self, node_id: Option<NodeId>) -> Result<Job> {
+        self.start_job(&StartJob { kind: JobKind::Scrub, node_id }).await
+    }
+
+    /// Removes blocks that nothing names, in the background.
+    pub async fn collect(&self) -> Result<Job> {
+        self.start_job(&StartJob { kind: JobKind::Collect, node_id: None }).await
+    }
+
+    async fn start_job(&self, job: &StartJob) -> Result<Job> {
+        self.transport.value(Call::post(&["v1", "jobs"]).body(job)?).await
+    }
+
+    /// Ends a job.
+    pub async fn cancel_job(&self, job: JobId) -> Result<Job> {
+        self.transport.value(Call::post(&["v1", "jobs", &job.to_string(), "cancel"])).await
+    }
+
+    /// The sessions of mounts.
+    pub async fn sessions(&self) -> Result<SessionList> {
+        self.transport.value(Call::get(&["v1", "sessions"])).await
     }
 }
