@@ -1,0 +1,158 @@
+//! `tandem admin`: nodes, jobs, the system.
+
+use std::time::Duration;
+
+use tandemfs::Error;
+use tandemfs::api::admin::{FailNode, Job, JobState, Node, Session, SessionList, System};
+use tandemfs::id::NodeId;
+
+use super::arguments::Admin;
+use super::failure::Outcome;
+use super::{Context, output};
+
+/// How often a job that is waited for is asked for.
+const POLL: Duration = Duration::from_millis(300);
+
+/// Runs one of its commands.
+pub(super) async fn run(context: &Context, command: Admin) -> Outcome {
+    let client = &context.client;
+    match command {
+        Admin::Nodes => context.show(&client.nodes().await?, |list| nodes_table(&list.nodes)),
+        Admin::FailNode { node, mode } => {
+            let node = client.fail_node(node, &FailNode { mode: mode.into() }).await?;
+            context.show(&node, |node| nodes_table(std::slice::from_ref(node)))
+        }
+        Admin::RepairNode { node, no_wait } => repair(context, node, no_wait).await,
+        Admin::System => context.show(&client.system().await?, system_text),
+        Admin::Jobs { job: Some(job), cancel } => {
+            let job = if cancel { client.cancel_job(job).await? } else { client.job(job).await? };
+            context.show(&job, |job| jobs_table(std::slice::from_ref(job)))
+        }
+        Admin::Jobs { job: None, .. } => context.show(&client.jobs().await?, |list| jobs_table(&list.jobs)),
+        Admin::Sessions => context.show(&client.sessions().await?, sessions_table),
+        Admin::Scrub { node } => start(context, client.scrub(node).await?),
+        Admin::Collect => start(context, client.collect().await?),
+        // Dispatched before.
+        Admin::Users(_) | Admin::Tokens(_) => Err(Error::internal("").into()),
+    }
+}
+
+/// Repairs a node, and shows how it goes on until it is done.
+async fn repair(context: &Context, node: NodeId, no_wait: bool) -> Outcome {
+    let mut job = context.client.repair_node(node).await?;
+    if no_wait {
+        return start(context, job);
+    }
+    let bar = output::blocks_bar(&format!("node {node}"), context.json);
+    while job.state == JobState::Running {
+        bar.set_length(job.blocks_total);
+        bar.set_position(job.blocks_done);
+        tokio::time::sleep(POLL).await;
+        job = context.client.job(job.job_id).await?;
+    }
+    bar.finish_and_clear();
+    match job.state {
+        JobState::Done => context.show(&job, |job| {
+            format!(
+                "node {node} is repaired: {} blocks, {} copied",
+                job.blocks_copied,
+                output::size(job.bytes_copied)
+            )
+        }),
+        JobState::Cancelled => Err(Error::busy(format!("the repair of node {node} was cancelled")).into()),
+        JobState::Failed | JobState::Running => {
+            let why = job.error.unwrap_or_default();
+            Err(Error::unavailable(format!("the repair of node {node} has failed: {why}")).into())
+        }
+    }
+}
+
+fn start(context: &Context, job: Job) -> Outcome {
+    context.show(&job, |job| {
+        format!("job {} is started; tandem admin jobs {} says how it goes", job.job_id, job.job_id)
+    })
+}
+
+fn nodes_table(nodes: &[Node]) -> String {
+    let row = |node: &Node| {
+        vec![
+            node.node_id.to_string(),
+            format!("{:?}", node.state).to_lowercase(),
+            node.blocks.to_string(),
+            output::size(node.bytes),
+            output::or_dash(node.free_bytes.map(output::size)),
+            node.missing_replicas.to_string(),
+            node.weight.to_string(),
+            node.zone.clone(),
+            output::or_dash(node.last_seen.as_deref().map(output::seconds_of)),
+            format!("{}:{}", node.kind, node.location),
+        ]
+    };
+    let headings = ["NODE", "STATE", "BLOCKS", "DATA", "FREE", "MISSING", "WEIGHT", "ZONE", "SEEN", "PLACE"];
+    output::table(&headings, &nodes.iter().map(row).collect::<Vec<_>>())
+}
+
+fn jobs_table(jobs: &[Job]) -> String {
+    let row = |job: &Job| {
+        vec![
+            job.job_id.to_string(),
+            format!("{:?}", job.kind).to_lowercase(),
+            output::or_dash(job.node_id),
+            format!("{:?}", job.state).to_lowercase(),
+            format!("{}/{}", job.blocks_done, job.blocks_total),
+            format!("{} ({})", job.blocks_copied, output::size(job.bytes_copied)),
+            job.blocks_bad.to_string(),
+            output::seconds_of(&job.started),
+            output::or_dash(job.error.as_deref()),
+        ]
+    };
+    let headings = ["JOB", "KIND", "NODE", "STATE", "BLOCKS", "COPIED", "BAD", "STARTED", "ERROR"];
+    output::table(&headings, &jobs.iter().map(row).collect::<Vec<_>>())
+}
+
+fn sessions_table(list: &SessionList) -> String {
+    let row = |session: &Session| {
+        vec![
+            session.session_id.to_string(),
+            session.username.clone(),
+            session.volume_id.to_string(),
+            if session.read_only { "ro".to_owned() } else { "rw".to_owned() },
+            output::seconds_of(&session.opened),
+            session.client.clone(),
+        ]
+    };
+    let headings = ["SESSION", "USER", "VOLUME", "MODE", "OPENED", "CLIENT"];
+    output::table(&headings, &list.sessions.iter().map(row).collect::<Vec<_>>())
+}
+
+fn system_text(system: &System) -> String {
+    let (totals, nodes, blocks) = (&system.totals, &system.nodes, &system.blocks);
+    let mut lines = vec![
+        format!("users     {}", totals.users),
+        format!(
+            "volumes   {}, with {} inodes and {}",
+            totals.volumes,
+            totals.inodes,
+            output::size(totals.bytes)
+        ),
+        format!("sessions  {}", totals.sessions),
+        format!("nodes     {} of {} healthy, {} failed", nodes.healthy, nodes.total, nodes.failed),
+        format!(
+            "blocks    {}; {} under-replicated, {} lost",
+            blocks.total, blocks.under_replicated, blocks.lost
+        ),
+        format!(
+            "capacity  {} free of {}",
+            output::size(system.capacity.free_bytes),
+            output::size(system.capacity.total_bytes)
+        ),
+        format!("jobs      {} at work", system.jobs.len()),
+        "configuration".to_owned(),
+    ];
+    if let Some(settings) = system.configuration.as_object() {
+        lines.extend(
+            settings.iter().map(|(name, value)| output::escape(&format!("  {name} = {value}")).into_owned()),
+        );
+    }
+    lines.join("\n")
+}
