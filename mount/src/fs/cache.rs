@@ -1,0 +1,427 @@
+//! The records that the mount knows. Nothing in here is older than what has been acknowledged to the daemon.
+//!
+//! A reply says at which version of the volume it was read, an event at which version it changed something. While
+//! requests are under way, the cache remembers for each key the newest version that is known to have changed it (its
+//! *floor*); a reply that was read before that is not cached.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::ops::Bound;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use quick_cache::Weighter;
+use quick_cache::unsync::Cache as Lru;
+use tandemfs::id::Ino;
+use tandemfs::name::Name;
+use tandemfs::tree::{Entry, Inode, Key, Record};
+
+/// More floors than this are folded into one for all keys.
+const FLOORS_MAX: usize = 65_536;
+
+/// What is known of a key: its record, or that there is none.
+pub type Known = Option<Arc<Record>>;
+
+/// The cache. See the module.
+#[derive(Debug)]
+pub struct Cache {
+    inner: Mutex<Inner>,
+    directory_bytes_max: usize,
+}
+
+#[derive(Debug)]
+struct Inner {
+    records: Lru<Key, Cached, Weigh>,
+    directories: HashMap<Ino, Directory>,
+    directory_order: VecDeque<Ino>,
+    directory_bytes: usize,
+    watches: HashMap<Ino, Vec<Weak<Watch>>>,
+    floors: HashMap<Key, u64>,
+    floor: u64,
+    under_way: usize,
+    generation: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Cached {
+    version: u64,
+    record: Known,
+}
+
+/// All names of a directory.
+#[derive(Debug, Default)]
+struct Directory {
+    names: BTreeMap<Name, Entry>,
+    bytes: usize,
+}
+
+#[derive(Clone, Debug)]
+struct Weigh;
+
+impl Weighter<Key, Cached> for Weigh {
+    fn weight(&self, key: &Key, cached: &Cached) -> u64 {
+        let key = match key {
+            Key::Entry(_, name) | Key::Link(_, _, name) => name.as_bytes().len(),
+            Key::Xattr(_, name) => name.len(),
+            _ => 0,
+        };
+        let record = match cached.record.as_deref() {
+            Some(Record::Inode(inode)) => 320 + inode.target.as_ref().map_or(0, Vec::len),
+            Some(Record::Chunk(chunk)) => 64 + chunk.0.len() * 48,
+            Some(Record::Xattr(value)) => 64 + value.len(),
+            _ => 64,
+        };
+        (96 + key + record) as u64
+    }
+}
+
+/// Tells a listing whether its directory has changed since it began.
+#[derive(Debug, Default)]
+pub struct Watch {
+    broken: AtomicBool,
+}
+
+impl Watch {
+    /// Whether names have come or gone.
+    pub fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Acquire)
+    }
+}
+
+/// A request under way: what it may tell the cache is limited by what happens until its reply.
+#[derive(Debug)]
+pub struct Request<'a> {
+    cache: &'a Cache,
+    generation: u64,
+}
+
+impl Cache {
+    /// An empty one of about so many bytes.
+    pub fn new(bytes: usize) -> Self {
+        let records = bytes / 4 * 3;
+        Self {
+            inner: Mutex::new(Inner {
+                records: Lru::with_weighter((records / 400).max(16), records as u64, Weigh),
+                directories: HashMap::new(),
+                directory_order: VecDeque::new(),
+                directory_bytes: 0,
+                watches: HashMap::new(),
+                floors: HashMap::new(),
+                floor: 0,
+                under_way: 0,
+                generation: 0,
+            }),
+            directory_bytes_max: bytes / 4,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// To be called before a request is sent.
+    pub fn begin(&self) -> Request<'_> {
+        let mut inner = self.lock();
+        inner.under_way += 1;
+        Request { cache: self, generation: inner.generation }
+    }
+
+    /// What is known of a key; `None`: nothing.
+    pub fn get(&self, key: &Key) -> Option<Known> {
+        self.lock().records.get(key).map(|cached| cached.record.clone())
+    }
+
+    /// An inode, if it is known to be there.
+    pub fn inode(&self, ino: Ino) -> Option<Option<Inode>> {
+        Some(match self.get(&Key::Inode(ino))?.as_deref() {
+            Some(Record::Inode(inode)) => Some(inode.as_ref().clone()),
+            _ => None,
+        })
+    }
+
+    /// What a name leads to, from the record or from the whole directory.
+    pub fn entry(&self, parent: Ino, name: &Name) -> Option<Option<Entry>> {
+        let inner = self.lock();
+        if let Some(directory) = inner.directories.get(&parent) {
+            return Some(directory.names.get(name).copied());
+        }
+        let cached = inner.records.get(&Key::Entry(parent, name.clone()))?;
+        Some(match cached.record.as_deref() {
+            Some(Record::Entry(entry)) => Some(*entry),
+            _ => None,
+        })
+    }
+
+    /// At most `limit` names after one, if the whole directory is known.
+    pub fn names(&self, ino: Ino, after: Option<&Name>, limit: usize) -> Option<Vec<(Name, Entry)>> {
+        let inner = self.lock();
+        let names = &inner.directories.get(&ino)?.names;
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        Some(
+            names
+                .range((from, Bound::Unbounded))
+                .take(limit)
+                .map(|(name, entry)| (name.clone(), *entry))
+                .collect(),
+        )
+    }
+
+    /// Watches a directory from now on.
+    pub fn watch(&self, ino: Ino) -> Arc<Watch> {
+        let watch = Arc::new(Watch::default());
+        let mut inner = self.lock();
+        let watches = inner.watches.entry(ino).or_default();
+        watches.retain(|watch| watch.strong_count() > 0);
+        watches.push(Arc::downgrade(&watch));
+        watch
+    }
+
+    /// Keeps all names of a directory, unless they have changed since `watch` began.
+    pub fn keep_directory(&self, ino: Ino, watch: &Watch, names: BTreeMap<Name, Entry>) {
+        let bytes: usize = names.keys().map(|name| name.as_bytes().len() + 80).sum();
+        let mut inner = self.lock();
+        if watch.is_broken() || bytes > self.directory_bytes_max {
+            return;
+        }
+        inner.forget_directory(ino);
+        inner.directory_bytes += bytes;
+        inner.directories.insert(ino, Directory { names, bytes });
+        inner.directory_order.push_back(ino);
+        while inner.directory_bytes > self.directory_bytes_max {
+            let Some(oldest) = inner.directory_order.front().copied() else { break };
+            inner.forget_directory(oldest);
+        }
+    }
+
+    /// Somebody else changed these keys.
+    pub fn drop_keys(&self, version: u64, keys: &[Key]) {
+        let mut inner = self.lock();
+        for key in keys {
+            inner.raise(key, version);
+            inner.records.remove(key);
+            if let Key::Entry(parent, _) = key {
+                inner.break_watches(*parent);
+                inner.forget_directory(*parent);
+            }
+        }
+    }
+
+    /// Drops chunks of a file whose blocks have turned out to be gone.
+    pub fn drop_chunks(&self, ino: Ino, numbers: impl Iterator<Item = u64>) {
+        let mut inner = self.lock();
+        for number in numbers {
+            inner.records.remove(&Key::Chunk(ino, number));
+        }
+    }
+
+    /// Drops everything. No reply to a request that is under way is cached.
+    pub fn reset(&self) {
+        let mut inner = self.lock();
+        inner.generation += 1;
+        inner.records.clear();
+        inner.floors.clear();
+        inner.floor = 0;
+        inner.directories.clear();
+        inner.directory_order.clear();
+        inner.directory_bytes = 0;
+        for (_, watches) in inner.watches.drain() {
+            break_all(&watches);
+        }
+    }
+}
+
+impl Inner {
+    /// The newest version that is known to have changed a key.
+    fn floor(&self, key: &Key) -> u64 {
+        self.floors.get(key).copied().unwrap_or(0).max(self.floor)
+    }
+
+    fn raise(&mut self, key: &Key, version: u64) {
+        if self.under_way == 0 {
+            return;
+        }
+        if self.floors.len() >= FLOORS_MAX {
+            self.floor = self.floors.drain().map(|(_, floor)| floor).fold(self.floor, u64::max);
+        }
+        let floor = self.floors.entry(key.clone()).or_default();
+        *floor = version.max(*floor);
+    }
+
+    fn insert(&mut self, key: Key, version: u64, record: Known) {
+        if self.floor(&key) > version {
+            return;
+        }
+        if self.records.peek(&key).is_some_and(|cached| cached.version > version) {
+            return;
+        }
+        self.records.insert(key, Cached { version, record });
+    }
+
+    fn break_watches(&mut self, ino: Ino) {
+        if let Some(watches) = self.watches.remove(&ino) {
+            break_all(&watches);
+        }
+    }
+
+    fn forget_directory(&mut self, ino: Ino) {
+        if let Some(directory) = self.directories.remove(&ino) {
+            self.directory_bytes -= directory.bytes;
+            self.directory_order.retain(|other| *other != ino);
+        }
+    }
+
+    /// Our own change to a directory that is known whole.
+    fn patch(&mut self, parent: Ino, name: &Name, entry: Option<Entry>) {
+        let Some(directory) = self.directories.get_mut(&parent) else { return };
+        let bytes = name.as_bytes().len() + 80;
+        let before = match entry {
+            Some(entry) => directory.names.insert(name.clone(), entry),
+            None => directory.names.remove(name),
+        };
+        if entry.is_some() && before.is_none() {
+            directory.bytes += bytes;
+            self.directory_bytes += bytes;
+        } else if entry.is_none() && before.is_some() {
+            directory.bytes -= bytes;
+            self.directory_bytes -= bytes;
+        }
+    }
+}
+
+fn break_all(watches: &[Weak<Watch>]) {
+    for watch in watches.iter().filter_map(Weak::upgrade) {
+        watch.broken.store(true, Ordering::Release);
+    }
+}
+
+impl Request<'_> {
+    /// Takes in what a read answered.
+    pub fn accept(self, version: u64, records: impl IntoIterator<Item = (Key, Option<Record>)>) {
+        let mut inner = self.cache.lock();
+        if inner.generation == self.generation {
+            for (key, record) in records {
+                inner.insert(key, version, record.map(Arc::new));
+            }
+        }
+    }
+
+    /// Takes in what a batch of ours wrote.
+    pub fn accept_change(self, version: u64, records: impl IntoIterator<Item = (Key, Option<Record>)>) {
+        let mut inner = self.cache.lock();
+        let current = inner.generation == self.generation;
+        let mut changed = HashSet::new();
+        for (key, record) in records {
+            if let Key::Entry(parent, name) = &key {
+                changed.insert(*parent);
+                let entry = match &record {
+                    Some(Record::Entry(entry)) => Some(*entry),
+                    _ => None,
+                };
+                if current && inner.floor(&key) <= version {
+                    inner.patch(*parent, name, entry);
+                } else {
+                    inner.forget_directory(*parent);
+                }
+            }
+            if current {
+                inner.insert(key.clone(), version, record.map(Arc::new));
+            } else {
+                // What is cached belongs to another run, and may or may not have this change.
+                inner.records.remove(&key);
+            }
+            inner.raise(&key, version);
+        }
+        for parent in changed {
+            inner.break_watches(parent);
+        }
+    }
+}
+
+impl Drop for Request<'_> {
+    fn drop(&mut self) {
+        let mut inner = self.cache.lock();
+        inner.under_way -= 1;
+        if inner.under_way == 0 {
+            inner.floors.clear();
+            inner.floor = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Cache;
+    use std::collections::BTreeMap;
+    use tandemfs::id::Ino;
+    use tandemfs::name::Name;
+    use tandemfs::tree::{Entry, Key, Kind, Record, Usage};
+
+    fn usage(bytes: u64) -> Option<Record> {
+        Some(Record::Usage(Usage { bytes, ..Usage::default() }))
+    }
+
+    fn cached(cache: &Cache) -> Option<u64> {
+        match cache.get(&Key::Usage)?.as_deref() {
+            Some(Record::Usage(usage)) => Some(usage.bytes),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn a_reply_older_than_an_event_is_not_cached() {
+        let cache = Cache::new(1 << 20);
+        let request = cache.begin();
+        cache.drop_keys(5, &[Key::Usage]);
+        request.accept(4, [(Key::Usage, usage(4))]);
+        assert_eq!(cached(&cache), None);
+        let request = cache.begin();
+        cache.drop_keys(5, &[Key::Usage]);
+        request.accept(5, [(Key::Usage, usage(5))]);
+        assert_eq!(cached(&cache), Some(5), "a reply that has the change is cached");
+    }
+
+    #[test]
+    fn the_newer_of_two_replies_stays() {
+        let cache = Cache::new(1 << 20);
+        let (read, batch) = (cache.begin(), cache.begin());
+        batch.accept_change(7, [(Key::Usage, usage(7))]);
+        read.accept(6, [(Key::Usage, usage(6))]);
+        assert_eq!(cached(&cache), Some(7));
+        let (first, second) = (cache.begin(), cache.begin());
+        first.accept_change(8, [(Key::Usage, usage(8))]);
+        second.accept_change(9, [(Key::Usage, usage(9))]);
+        assert_eq!(cached(&cache), Some(9));
+    }
+
+    #[test]
+    fn nothing_asked_before_a_reset_is_cached() {
+        let cache = Cache::new(1 << 20);
+        let (read, batch) = (cache.begin(), cache.begin());
+        cache.reset();
+        read.accept(100, [(Key::Usage, usage(1))]);
+        assert_eq!(cached(&cache), None);
+        cache.begin().accept(3, [(Key::Usage, usage(3))]);
+        batch.accept_change(4, [(Key::Usage, usage(4))]);
+        assert_eq!(cached(&cache), None, "a change from before the reset drops what may lack it");
+    }
+
+    #[test]
+    fn a_directory_is_kept_whole_until_somebody_changes_it() {
+        let cache = Cache::new(1 << 20);
+        let name = |text: &str| Name::new(text).unwrap();
+        let entry = Entry { ino: Ino(5), kind: Kind::File };
+        let watch = cache.watch(Ino(1));
+        cache.keep_directory(Ino(1), &watch, BTreeMap::from([(name("a"), entry)]));
+        assert_eq!(cache.entry(Ino(1), &name("a")), Some(Some(entry)));
+        assert_eq!(cache.entry(Ino(1), &name("b")), Some(None));
+        let key = Key::Entry(Ino(1), name("b"));
+        cache.begin().accept_change(2, [(key.clone(), Some(Record::Entry(entry)))]);
+        assert_eq!(cache.entry(Ino(1), &name("b")), Some(Some(entry)));
+        assert!(watch.is_broken());
+        cache.drop_keys(3, &[key]);
+        assert_eq!(cache.entry(Ino(1), &name("a")), None);
+        let watch = cache.watch(Ino(1));
+        cache.drop_keys(4, &[Key::Entry(Ino(1), name("c"))]);
+        cache.keep_directory(Ino(1), &watch, BTreeMap::new());
+        assert_eq!(cache.entry(Ino(1), &name("a")), None, "a listing that was changed meanwhile is not kept");
+    }
+}

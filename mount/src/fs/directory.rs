@@ -1,0 +1,201 @@
+//! Listing directories: by pages, with offsets that stay valid while the directory changes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tandemfs::api::fs::{DIRECTORY_PAGE_MAX, READ_WANTS_MAX};
+use tandemfs::id::Ino;
+use tandemfs::name::Name;
+use tandemfs::tree::{Entry, Inode, Key, Kind, Record, Want};
+use tandemfs::{Error, Result};
+use tokio::sync::Mutex;
+
+use super::cache::Watch;
+use super::{Fs, Stat};
+
+/// Entries whose inodes are looked for in advance when a listing wants attributes.
+const PLUS_AHEAD: usize = 128;
+/// So many names are copied from a directory that is known whole.
+const COPY_MAX: usize = 1024;
+
+/// An open directory: what it has listed so far. An offset is a number in that list, `.` and `..` being the first.
+pub struct OpenDirectory {
+    /// The directory.
+    pub ino: Ino,
+    listing: Mutex<Listing>,
+    /// Names were given to the kernel, which may not have taken them in yet.
+    given: AtomicBool,
+}
+
+struct Listing {
+    parent: Ino,
+    watch: Arc<Watch>,
+    listed: Vec<(Name, Entry)>,
+    complete: bool,
+}
+
+/// An entry of a listing.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// Where the listing goes on after it.
+    pub next: u64,
+    /// Its name; `.` and `..` among them.
+    pub name: Vec<u8>,
+    /// What it leads to.
+    pub ino: Ino,
+    /// What that is.
+    pub kind: Kind,
+    /// Its attributes, where they were asked for, and whether the kernel may keep them and the name.
+    pub stat: Option<(Stat, bool)>,
+}
+
+impl OpenDirectory {
+    /// A handle on a directory.
+    pub fn new(ino: Ino, watch: Arc<Watch>) -> Self {
+        let listing = Listing { parent: ino, watch, listed: Vec::new(), complete: false };
+        Self { ino, listing: Mutex::new(listing), given: AtomicBool::new(false) }
+    }
+}
+
+impl Fs {
+    /// Some entries of an open directory from an offset on; none at the end. `plus` asks for attributes.
+    ///
+    /// # Errors
+    /// Those of the daemon.
+    pub async fn read_directory(
+        &self,
+        directory: &OpenDirectory,
+        offset: u64,
+        plus: bool,
+        limit: usize,
+    ) -> Result<Vec<Listed>> {
+        self.session.ready().await?;
+        let mut listing = directory.listing.lock().await;
+        self.settle_listing(directory, &listing);
+        if offset == 0 {
+            let inode = self.inode(directory.ino).await?;
+            let watch = self.session.cache.watch(directory.ino);
+            *listing =
+                Listing { parent: inode.parent, watch, listed: Vec::new(), complete: inode.nlink == 0 };
+        }
+        let mut entries = Vec::new();
+        for (number, name, ino) in [(0, &b"."[..], directory.ino), (1, b"..", listing.parent)] {
+            if offset <= number && directory.ino != Ino(0) {
+                entries.push(Listed {
+                    next: number + 1,
+                    name: name.to_vec(),
+                    ino,
+                    kind: Kind::Directory,
+                    stat: None,
+                });
+            }
+        }
+        let from = usize::try_from(offset.saturating_sub(2)).map_err(|_| Error::invalid("offset"))?;
+        while listing.listed.len() <= from && !listing.complete {
+            self.list_more(directory.ino, &mut listing).await?;
+        }
+        let to = listing.listed.len().min(from + limit.min(if plus { PLUS_AHEAD } else { usize::MAX }));
+        let page = listing.listed.get(from..to).unwrap_or_default();
+        let stats = if plus { self.stats(page).await? } else { BTreeMap::new() };
+        let fresh = !listing.watch.is_broken();
+        for (at, (name, entry)) in page.iter().enumerate() {
+            let stat = stats.get(&entry.ino).map(|stat| (stat.clone(), fresh));
+            if plus && stat.is_none() {
+                // Removed since it was listed.
+                continue;
+            }
+            entries.push(Listed {
+                next: (from + at) as u64 + 3,
+                name: name.as_bytes().to_vec(),
+                ino: entry.ino,
+                kind: entry.kind,
+                stat,
+            });
+        }
+        if entries.is_empty() && to > from {
+            // All of this page are gone; an empty answer would mean the end.
+            drop(listing);
+            return Box::pin(self.read_directory(directory, to as u64 + 2, plus, limit)).await;
+        }
+        if plus && !page.is_empty() {
+            directory.given.store(true, Ordering::Release);
+        }
+        Ok(entries)
+    }
+
+    /// The kernel has taken in what it was given before. Where that had become wrong meanwhile, it is told so again:
+    /// it may have made new names of it after it was told the first time.
+    fn settle_listing(&self, directory: &OpenDirectory, listing: &Listing) {
+        if directory.given.swap(false, Ordering::AcqRel)
+            && listing.watch.is_broken()
+            && let Some(kernel) = self.session.kernel.get()
+        {
+            kernel.drop_names();
+        }
+    }
+
+    pub(super) async fn end_listing(&self, directory: &OpenDirectory) {
+        let listing = directory.listing.lock().await;
+        self.settle_listing(directory, &listing);
+    }
+
+    /// Adds a page to what was listed, from the cache or from the daemon.
+    async fn list_more(&self, ino: Ino, listing: &mut Listing) -> Result<()> {
+        let after = listing.listed.last().map(|(name, _)| name.clone());
+        if let Some(page) = self.session.cache.names(ino, after.as_ref(), COPY_MAX) {
+            listing.complete = page.len() < COPY_MAX;
+            listing.listed.extend(page);
+            return Ok(());
+        }
+        let want = Want::Directory { ino, after: after.clone(), limit: DIRECTORY_PAGE_MAX };
+        let reply = self.session.read(vec![want]).await?;
+        let answer =
+            reply.answers.into_iter().next().ok_or_else(|| Error::corrupt("an answer without records"))?;
+        let mut last = after;
+        let before = listing.listed.len();
+        for (key, record) in answer.records {
+            if let (Key::Entry(parent, name), Some(Record::Entry(entry))) = (key, record) {
+                if parent != ino || last.as_ref().is_some_and(|last| *last >= name) {
+                    return Err(Error::corrupt("a listing that is out of order"));
+                }
+                last = Some(name.clone());
+                listing.listed.push((name, entry));
+            }
+        }
+        listing.complete = answer.complete;
+        if !answer.complete && listing.listed.len() == before {
+            return Err(Error::corrupt("an empty page that is not the last"));
+        }
+        if listing.complete {
+            let names = listing.listed.iter().cloned().collect();
+            self.session.cache.keep_directory(ino, &listing.watch, names);
+        }
+        Ok(())
+    }
+
+    /// The attributes of some entries, by inode; those that are not there any more are left out.
+    async fn stats(&self, page: &[(Name, Entry)]) -> Result<BTreeMap<Ino, Stat>> {
+        let mut stats = BTreeMap::new();
+        let mut missing = Vec::new();
+        for (_, entry) in page {
+            match self.session.cache.inode(entry.ino) {
+                Some(Some(inode)) => drop(stats.insert(entry.ino, self.stat(inode))),
+                Some(None) => (),
+                None => missing.push(entry.ino),
+            }
+        }
+        for inos in missing.chunks(READ_WANTS_MAX) {
+            let wants = inos.iter().map(|ino| Want::Record(Key::Inode(*ino))).collect();
+            for (_, record) in
+                self.session.read(wants).await?.answers.into_iter().flat_map(|answer| answer.records)
+            {
+                if let Some(Record::Inode(inode)) = record {
+                    let inode: Inode = *inode;
+                    stats.insert(inode.ino, self.stat(inode));
+                }
+            }
+        }
+        Ok(stats)
+    }
+}

@@ -1,0 +1,252 @@
+//! Follows what others change, and takes the session up again whenever the connection or the daemon was gone.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{FutureExt, StreamExt};
+use tandemfs::api::fs::{Ack, Event, ResumeSession};
+use tandemfs::id::Ino;
+use tandemfs::tree::{CHUNK_SIZE, Key};
+use tandemfs::{Error, ErrorKind, Result};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::remote::Events;
+use super::session::Session;
+
+/// So many events are carried out before they are acknowledged together.
+const EVENTS_MAX: usize = 64;
+/// More changed chunks than this, and all pages of the file are dropped.
+const CHUNKS_MAX: usize = 16;
+/// The longest pause before the daemon is asked again.
+const PAUSE_MAX: Duration = Duration::from_millis(500);
+
+/// What a run of events asks for.
+#[derive(Default)]
+struct Work {
+    number: u64,
+    held: Vec<Ino>,
+    /// By inode: the changed chunks; none means that its attributes have changed.
+    inodes: BTreeMap<Ino, Vec<u64>>,
+    changed: bool,
+    all: bool,
+}
+
+impl Session {
+    /// Follows the events until [`Session::close`]. To be run in a task of its own.
+    pub async fn follow(self: Arc<Self>) {
+        let watchdog = tokio::spawn(Arc::clone(&self).watch_lease());
+        let mut pause = Duration::from_millis(10);
+        let mut first = true;
+        while !self.state().closed {
+            let connected = if first { Ok(()) } else { self.take_up().await };
+            first = false;
+            let result = match connected {
+                Ok(()) => self.listen(&mut pause).await,
+                Err(error) => Err(error),
+            };
+            if self.state().closed {
+                break;
+            }
+            if let Err(error) = result {
+                log::warn!("the connection to the daemon is gone: {error}");
+                if error.kind() == ErrorKind::SessionEnded {
+                    self.ended(self.id());
+                } else {
+                    self.missed(&error);
+                }
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+        watchdog.abort();
+    }
+
+    /// Resumes the session, or opens another one if it has ended.
+    async fn take_up(&self) -> Result<()> {
+        if self.state().ended {
+            return self.reopen().await;
+        }
+        let before = self.grant();
+        let sent = Instant::now();
+        let resume = ResumeSession { held: self.opens.orphans() };
+        let answer = timeout(lease(before.lease_ms), self.remote.resume_session(before.session, &resume))
+            .await
+            .map_err(|_| Error::timed_out("resuming the session"))?;
+        match answer {
+            Ok(grant) => {
+                if grant.run != before.run {
+                    log::info!("the daemon was started anew; dropping what is cached");
+                    self.forget_all().await;
+                }
+                {
+                    let mut state = self.state();
+                    state.lease_until = sent + lease(grant.lease_ms);
+                    state.heard = sent;
+                    state.refused = false;
+                    state.grant = grant;
+                }
+                self.notify();
+                Ok(())
+            }
+            Err(error) if error.kind() == ErrorKind::SessionEnded => {
+                log::warn!("the session has ended; opening another one");
+                self.ended(before.session);
+                self.reopen().await
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Carries out events until the stream ends.
+    async fn listen(&self, pause: &mut Duration) -> Result<()> {
+        let grant = self.grant();
+        let interval = lease(grant.lease_ms);
+        let mut events = timeout(interval, self.remote.events(grant.session))
+            .await
+            .map_err(|_| Error::timed_out("following events"))??;
+        let mut number = 0;
+        let mut changes = self.changed.subscribe();
+        let mut renew = Instant::now() + interval / 3;
+        loop {
+            tokio::select! {
+                biased;
+                event = events.next() => {
+                    let event = event.ok_or_else(|| Error::unavailable("the stream of events ended"))??;
+                    let work = self.gather(event, &mut events)?;
+                    number = work.number.max(number);
+                    let ack = Ack { number, held: work.held.clone() };
+                    self.carry_out(work).await;
+                    self.acknowledge_in(interval, &ack).await?;
+                    *pause = Duration::from_millis(10);
+                    renew = Instant::now() + interval / 3;
+                }
+                () = sleep_until(renew) => {
+                    self.acknowledge_in(interval, &Ack { number, held: Vec::new() }).await?;
+                    renew = Instant::now() + interval / 3;
+                }
+                _ = changes.changed() => {
+                    let state = self.state();
+                    if state.closed {
+                        return Ok(());
+                    }
+                    if state.ended {
+                        return Err(Error::session_ended("session"));
+                    }
+                }
+            }
+        }
+    }
+
+    async fn acknowledge_in(&self, interval: Duration, ack: &Ack) -> Result<()> {
+        timeout(interval / 2, self.acknowledge(ack))
+            .await
+            .map_err(|_| Error::timed_out("acknowledging events"))?
+    }
+
+    /// Takes an event and those that have come in behind it, and drops what they name from the cache.
+    fn gather(&self, first: Event, events: &mut Events) -> Result<Work> {
+        let mut work = Work::default();
+        self.take_in(first, &mut work);
+        for _ in 1..EVENTS_MAX {
+            match events.next().now_or_never() {
+                Some(Some(event)) => self.take_in(event?, &mut work),
+                _ => break,
+            }
+        }
+        Ok(work)
+    }
+
+    fn take_in(&self, event: Event, work: &mut Work) {
+        match event {
+            Event::Heartbeat { number } => work.number = work.number.max(number),
+            Event::DropAll { number, .. } => {
+                self.cache.reset();
+                work.number = work.number.max(number);
+                work.all = true;
+            }
+            Event::Changed { number, version, keys, orphans } => {
+                self.cache.drop_keys(version, &keys);
+                work.number = work.number.max(number);
+                work.changed = true;
+                for key in keys {
+                    match key {
+                        Key::Inode(ino) => drop(work.inodes.entry(ino).or_default()),
+                        Key::Chunk(ino, chunk) => work.inodes.entry(ino).or_default().push(chunk),
+                        _ => (),
+                    }
+                }
+                work.held.extend(orphans.into_iter().filter(|ino| self.opens.orphaned(*ino)));
+            }
+        }
+    }
+
+    /// Has the kernel drop what was changed, in a thread that may wait for it.
+    async fn carry_out(&self, work: Work) {
+        if work.all {
+            self.forget_in_kernel().await;
+            return;
+        }
+        let Some(kernel) = self.kernel.get().cloned() else { return };
+        if !work.changed {
+            return;
+        }
+        let drop_caches = move || {
+            for (ino, chunks) in work.inodes {
+                if chunks.is_empty() {
+                    kernel.drop_attributes(ino);
+                } else if chunks.len() > CHUNKS_MAX {
+                    kernel.drop_pages(ino, 0, 0);
+                } else {
+                    for chunk in chunks {
+                        kernel.drop_pages(ino, chunk.saturating_mul(CHUNK_SIZE), CHUNK_SIZE);
+                    }
+                }
+            }
+            kernel.drop_names();
+        };
+        if tokio::task::spawn_blocking(drop_caches).await.is_err() {
+            log::error!("dropping the kernel's caches failed");
+        }
+    }
+
+    /// When the lease passes in a network that is silent, the kernel must ask again as well.
+    async fn watch_lease(self: Arc<Self>) {
+        let mut changes = self.changed.subscribe();
+        loop {
+            let (until, refused) = {
+                let state = self.state();
+                (state.lease_until, state.refused)
+            };
+            if Instant::now() < until {
+                sleep_until(until).await;
+                continue;
+            }
+            if !refused {
+                log::warn!("the lease has passed without a sign of the daemon");
+                self.forget_in_kernel().await;
+            }
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Ends the session. What is dirty must have been committed before.
+    pub async fn close(&self) {
+        let (id, ended) = {
+            let mut state = self.state();
+            state.closed = true;
+            (state.grant.session, state.ended)
+        };
+        self.notify();
+        if !ended && let Ok(Err(error)) = timeout(Duration::from_secs(5), self.remote.close_session(id)).await
+        {
+            log::warn!("closing the session: {error}");
+        }
+    }
+}
+
+fn lease(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds.max(100))
+}

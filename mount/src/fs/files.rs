@@ -1,0 +1,257 @@
+//! Open files and directories: open, read, write, flush, fsync, release, fallocate, lseek.
+
+use std::sync::Arc;
+
+use tandemfs::id::Ino;
+use tandemfs::tree::{CHUNK_SIZE, Credentials, FILE_SIZE_MAX, Mutation};
+use tandemfs::{Error, Result};
+
+use super::directory::OpenDirectory;
+use super::handles::OpenFile;
+use super::read::chunks;
+use super::{Fs, Set};
+
+/// Chunks of an orphan that are taken away by one mutation.
+const REAP_CHUNKS: u32 = 1024;
+
+/// A write as the kernel sends it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct WriteFlags {
+    /// Pages that were written through a mapping.
+    pub from_cache: bool,
+    /// Set-uid and set-gid are to be cleared.
+    pub clear_privileges: bool,
+}
+
+/// What a write did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// How many bytes.
+    pub bytes: u32,
+    /// An append that landed elsewhere than the kernel thought: its pages of the file are wrong.
+    pub moved: bool,
+}
+
+impl Fs {
+    pub(super) fn open_handle(&self, ino: Ino, flags: i32) -> u64 {
+        self.session.opens.add(ino);
+        let data = self.data.enter(ino);
+        self.files.add(OpenFile::new(ino, flags, data))
+    }
+
+    /// open.
+    ///
+    /// # Errors
+    /// Those of the daemon.
+    pub async fn open_file(&self, by: Credentials, ino: Ino, flags: i32) -> Result<u64> {
+        self.session.ready().await?;
+        if flags & libc::O_ACCMODE != libc::O_RDONLY {
+            self.writable()?;
+        }
+        let handle = self.open_handle(ino, flags);
+        if flags & libc::O_TRUNC != 0 {
+            let truncate = Set { size: Some(0), ..Set::default() };
+            if let Err(error) = self.setattr(by, ino, truncate).await {
+                self.release(handle).await;
+                return Err(error);
+            }
+        }
+        Ok(handle)
+    }
+
+    /// read.
+    ///
+    /// # Errors
+    /// `Stale` for a file that is gone, those of the daemon.
+    pub async fn read(&self, handle: u64, offset: u64, size: u32) -> Result<Vec<u8>> {
+        let file = self.files.get(handle)?;
+        self.session.ready().await?;
+        // The dirty pieces first: what becomes part of the file after this is then in what is read after this.
+        let wanted = offset.saturating_add(u64::from(size));
+        let dirty = file.data.pieces(offset, wanted);
+        let end = file.data.end();
+        let length = self.inode(file.ino).await?.size.max(end);
+        let range = offset..wanted.min(length);
+        if range.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.reader.read(file.ino, range, &dirty, &file.pattern).await
+    }
+
+    /// write.
+    ///
+    /// # Errors
+    /// A failure of an earlier write, `TooLarge`, those of the daemon with O_SYNC.
+    pub async fn write(&self, handle: u64, offset: u64, data: &[u8], how: WriteFlags) -> Result<Written> {
+        let file = self.files.get(handle)?;
+        self.writable()?;
+        if !how.from_cache {
+            file.report()?;
+        }
+        let mut at = offset;
+        if file.flags & libc::O_APPEND != 0 && !how.from_cache {
+            self.session.ready().await?;
+            at = self.inode(file.ino).await?.size.max(file.data.end());
+        }
+        self.data.write(&file.data, at, data, how.clear_privileges, !how.from_cache).await?;
+        if self.options.sync || file.flags & libc::O_DSYNC != 0 {
+            self.commit(&file).await?;
+        }
+        Ok(Written { bytes: data.len() as u32, moved: at != offset })
+    }
+
+    /// flush: what close(2) does. An orphan is not worth it.
+    ///
+    /// # Errors
+    /// A failure of writing, once.
+    pub async fn flush(&self, handle: u64) -> Result<()> {
+        let file = self.files.get(handle)?;
+        if self.session.opens.is_orphan(file.ino) {
+            return file.report();
+        }
+        self.commit(&file).await
+    }
+
+    /// fsync: all that was written to the file is durable afterwards.
+    ///
+    /// # Errors
+    /// A failure of writing, once.
+    pub async fn fsync(&self, handle: u64) -> Result<()> {
+        let file = self.files.get(handle)?;
+        self.commit(&file).await
+    }
+
+    async fn commit(&self, file: &OpenFile) -> Result<()> {
+        let result =
+            if file.data.is_dirty() { self.data.commit(&file.data, true, None).await } else { Ok(None) };
+        // A failure is noted with the file; this handle has now been told of it.
+        file.report()?;
+        result.map(drop)
+    }
+
+    /// release: the last descriptor of a handle is gone.
+    pub async fn release(&self, handle: u64) {
+        let Some(file) = self.files.remove(handle) else { return };
+        let orphan = self.session.opens.is_orphan(file.ino);
+        if !orphan
+            && file.data.is_dirty()
+            && let Err(error) = self.data.commit(&file.data, true, None).await
+        {
+            log::error!("data of inode {} is lost: {error}", file.ino);
+        }
+        if self.session.opens.remove(file.ino) == Some(true) {
+            self.data.discard(&file.data).await;
+            self.reap(file.ino).await;
+        }
+        self.data.leave(&file.data);
+    }
+
+    async fn reap(&self, ino: Ino) {
+        let reap = Mutation::Reap { ino, chunks: REAP_CHUNKS };
+        loop {
+            match self.session.commit(vec![reap.clone()], None).await {
+                // It goes with the last of its chunks.
+                Ok(reply) if super::written(&reply, ino).is_some() => (),
+                Ok(_) => return,
+                Err(error) => {
+                    // The daemon reaps it with the session.
+                    log::warn!("reaping inode {ino}: {error}");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// opendir.
+    ///
+    /// # Errors
+    /// Those of the daemon.
+    pub async fn open_directory(&self, ino: Ino) -> Result<u64> {
+        self.session.ready().await?;
+        self.session.opens.add(ino);
+        Ok(self.directories.add(OpenDirectory::new(ino, self.session.cache.watch(ino))))
+    }
+
+    /// The directory behind a handle.
+    ///
+    /// # Errors
+    /// `Invalid`.
+    pub fn directory(&self, handle: u64) -> Result<Arc<OpenDirectory>> {
+        self.directories.get(handle)
+    }
+
+    /// releasedir.
+    pub async fn release_directory(&self, handle: u64) {
+        let Some(directory) = self.directories.remove(handle) else { return };
+        self.end_listing(&directory).await;
+        if self.session.opens.remove(directory.ino) == Some(true) {
+            self.reap(directory.ino).await;
+        }
+    }
+
+    /// fallocate. Space is only promised by a quota, so allocating means that the file is at least so long.
+    ///
+    /// # Errors
+    /// `Unsupported` for all modes but the plain one and FALLOC_FL_KEEP_SIZE.
+    pub async fn allocate(
+        &self,
+        by: Credentials,
+        handle: u64,
+        offset: u64,
+        length: u64,
+        mode: i32,
+    ) -> Result<()> {
+        let file = self.files.get(handle)?;
+        self.writable()?;
+        if mode & !libc::FALLOC_FL_KEEP_SIZE != 0 {
+            return Err(Error::unsupported("this mode of fallocate"));
+        }
+        let end = offset.checked_add(length).filter(|end| *end <= FILE_SIZE_MAX);
+        let end = end.ok_or_else(|| Error::too_large("the file would be longer than a file can be"))?;
+        let size = self.inode(file.ino).await?.size.max(file.data.end());
+        if mode & libc::FALLOC_FL_KEEP_SIZE == 0 && end > size {
+            self.setattr(by, file.ino, Set { size: Some(end), ..Set::default() }).await?;
+        }
+        Ok(())
+    }
+
+    /// lseek with SEEK_DATA or SEEK_HOLE; the end of a file is a hole.
+    ///
+    /// # Errors
+    /// `OutOfRange` past the end (ENXIO), those of the daemon.
+    pub async fn seek(&self, handle: u64, offset: u64, hole: bool) -> Result<u64> {
+        let file = self.files.get(handle)?;
+        self.session.ready().await?;
+        if file.data.is_dirty() {
+            self.data.commit(&file.data, true, None).await?;
+        }
+        let size = self.inode(file.ino).await?.size;
+        if offset >= size {
+            return Err(Error::out_of_range("past the end"));
+        }
+        let mut at = offset;
+        for number in chunks(&(offset..size)) {
+            let base = number * CHUNK_SIZE;
+            for (_, chunk) in self.reader.chunks(file.ino, number..number + 1).await? {
+                for extent in chunk.0 {
+                    let (start, end) = (base + u64::from(extent.start), base + u64::from(extent.end()));
+                    if end <= at {
+                        continue;
+                    }
+                    if !hole {
+                        return Ok(start.max(at));
+                    }
+                    if start > at {
+                        return Ok(at);
+                    }
+                    at = end;
+                }
+            }
+            if hole && at < base + CHUNK_SIZE {
+                return Ok(at.min(size));
+            }
+            at = at.max(base + CHUNK_SIZE);
+        }
+        if hole { Ok(size) } else { Err(Error::out_of_range("no data after this")) }
+    }
+}

@@ -1,0 +1,76 @@
+//! Open files and directories by the numbers that the kernel is given for them.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tandemfs::id::Ino;
+use tandemfs::{Error, Result};
+
+use super::data::FileData;
+use super::read::Pattern;
+
+/// An open file.
+pub struct OpenFile {
+    /// What is open.
+    pub ino: Ino,
+    /// open(2)'s flags.
+    pub flags: i32,
+    /// What was written and is not part of the file yet.
+    pub data: Arc<FileData>,
+    /// How it is read.
+    pub pattern: Pattern,
+    seen: Mutex<u64>,
+}
+
+impl OpenFile {
+    /// A handle on a file.
+    pub fn new(ino: Ino, flags: i32, data: Arc<FileData>) -> Self {
+        let seen = Mutex::new(data.failures());
+        Self { ino, flags, data, pattern: Pattern::default(), seen }
+    }
+
+    /// Reports a failure of writing once.
+    ///
+    /// # Errors
+    /// The failure.
+    pub fn report(&self) -> Result<()> {
+        self.data.failure_after(&mut self.seen.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Things that are open, by number.
+#[derive(Debug)]
+pub struct Handles<T> {
+    open: Mutex<HashMap<u64, Arc<T>>>,
+    next: AtomicU64,
+}
+
+impl<T> Default for Handles<T> {
+    fn default() -> Self {
+        Self { open: Mutex::default(), next: AtomicU64::new(1) }
+    }
+}
+
+impl<T> Handles<T> {
+    /// Gives a number to something.
+    pub fn add(&self, thing: T) -> u64 {
+        let handle = self.next.fetch_add(1, Ordering::Relaxed);
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).insert(handle, Arc::new(thing));
+        handle
+    }
+
+    /// What a number stands for.
+    ///
+    /// # Errors
+    /// `Invalid`.
+    pub fn get(&self, handle: u64) -> Result<Arc<T>> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.get(&handle).cloned().ok_or_else(|| Error::invalid("no such handle"))
+    }
+
+    /// Takes a number back.
+    pub fn remove(&self, handle: u64) -> Option<Arc<T>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&handle)
+    }
+}

@@ -1,0 +1,286 @@
+//! The file system: one method for each call of the kernel. It knows nothing of FUSE, so it is tested without a mount.
+
+pub mod buffer;
+pub mod cache;
+pub mod data;
+pub mod directory;
+pub mod events;
+pub mod files;
+pub mod handles;
+pub mod kernel;
+pub mod known;
+pub mod names;
+pub mod opens;
+pub mod read;
+pub mod remote;
+pub mod session;
+pub mod space;
+#[cfg(test)]
+mod tests;
+pub mod xattrs;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tandemfs::api::fs::{BatchReply, OpenSession};
+use tandemfs::clock::{Clock, Time};
+use tandemfs::id::Ino;
+use tandemfs::tree::{Credentials, Inode, Key, Kind, Mutation, Record, SetAttributes, Want};
+use tandemfs::{Error, Result};
+
+use data::Data;
+use directory::OpenDirectory;
+use handles::{Handles, OpenFile};
+use kernel::Kernel;
+use read::Reader;
+use remote::Remote;
+use session::Session;
+
+/// How a file system is to behave.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// A shared volume's name; `None` is the user's own.
+    pub volume: Option<String>,
+    /// Nothing is changed.
+    pub read_only: bool,
+    /// Every write is durable when it returns.
+    pub sync: bool,
+    /// For people who look at the list of sessions: host and mount point.
+    pub client: String,
+    /// How long calls wait for a daemon that is away.
+    pub offline_timeout: Duration,
+    /// Bytes for all buffers and caches together.
+    pub memory: usize,
+    /// Who the root directory is shown to belong to while it belongs to root, so that a user who mounts a volume
+    /// that nobody has chowned yet can use it.
+    pub root_owner: Option<(u32, u32)>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            volume: None,
+            read_only: false,
+            sync: false,
+            client: String::new(),
+            offline_timeout: Duration::from_secs(300),
+            memory: 128 << 20,
+            root_owner: None,
+        }
+    }
+}
+
+/// A mounted volume.
+pub struct Fs {
+    pub(crate) session: Arc<Session>,
+    data: Arc<Data>,
+    reader: Arc<Reader>,
+    clock: Arc<dyn Clock>,
+    options: Options,
+    read_only: bool,
+    files: Handles<OpenFile>,
+    directories: Handles<OpenDirectory>,
+    space: space::Space,
+}
+
+/// An inode as a program sees it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stat {
+    /// The inode, with what was written and is not part of it yet.
+    pub inode: Inode,
+    /// The kernel may keep the attributes until it is told otherwise.
+    pub keep: bool,
+}
+
+/// A time for setattr.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetTime {
+    /// UTIME_NOW.
+    Now,
+    /// This one.
+    At(Time),
+}
+
+/// What a setattr changes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Set {
+    /// Permission bits.
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Size of a file.
+    pub size: Option<u64>,
+    /// Last read.
+    pub atime: Option<SetTime>,
+    /// Last change of the content.
+    pub mtime: Option<SetTime>,
+}
+
+impl Fs {
+    /// Opens a session and makes a file system of it.
+    ///
+    /// # Errors
+    /// Those of the daemon.
+    pub async fn open(remote: Arc<dyn Remote>, clock: Arc<dyn Clock>, options: Options) -> Result<Arc<Self>> {
+        let open = OpenSession {
+            volume: options.volume.clone(),
+            read_only: options.read_only,
+            client: options.client.clone(),
+        };
+        // Half for what is being written, a quarter for blocks, a quarter for records.
+        let session = Session::open(remote, open, options.offline_timeout, options.memory / 4).await?;
+        let data = Data::new(Arc::clone(&session), Arc::clone(&clock), options.memory / 2);
+        let reader = Reader::new(Arc::clone(&session), options.memory / 4);
+        let read_only = options.read_only || session.grant().read_only;
+        tokio::spawn(Data::write_back(Arc::downgrade(&data)));
+        Ok(Arc::new(Self {
+            session,
+            data,
+            reader,
+            clock,
+            options,
+            read_only,
+            files: Handles::default(),
+            directories: Handles::default(),
+            space: space::Space::default(),
+        }))
+    }
+
+    /// Begins to follow events; from now on the kernel's caches are kept right as well.
+    pub fn start(&self, kernel: Arc<dyn Kernel>) {
+        if self.session.kernel.set(kernel).is_ok() {
+            tokio::spawn(Arc::clone(&self.session).follow());
+        }
+    }
+
+    /// Commits what is dirty and ends the session.
+    ///
+    /// # Errors
+    /// The last failure of writing.
+    pub async fn stop(&self) -> Result<()> {
+        let result = self.data.commit_older(Duration::ZERO).await;
+        self.session.close().await;
+        result
+    }
+
+    /// Whether the volume takes no changes.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// The kernel has forgotten an inode so many of the times that it was told of it.
+    pub fn forget(&self, ino: Ino, times: u64) {
+        self.session.known.forget(ino, times);
+    }
+
+    /// The kernel is being told of an inode.
+    pub fn remember(&self, ino: Ino) {
+        self.session.known.add(ino);
+    }
+
+    /// getattr.
+    ///
+    /// # Errors
+    /// `NotFound`, those of the daemon.
+    pub async fn getattr(&self, ino: Ino) -> Result<Stat> {
+        self.session.ready().await?;
+        Ok(self.stat(self.inode(ino).await?))
+    }
+
+    /// readlink.
+    ///
+    /// # Errors
+    /// `Invalid` for what is not a symbolic link, those of the daemon.
+    pub async fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
+        self.session.ready().await?;
+        self.inode(ino).await?.target.ok_or_else(|| Error::invalid("not a symbolic link"))
+    }
+
+    /// setattr.
+    ///
+    /// # Errors
+    /// Those of the rules and of the daemon.
+    pub async fn setattr(&self, by: Credentials, ino: Ino, set: Set) -> Result<Stat> {
+        self.writable()?;
+        let now = self.clock.now();
+        let time = |set: SetTime| match set {
+            SetTime::Now => now,
+            SetTime::At(time) => time,
+        };
+        let set = SetAttributes {
+            mode: set.mode.map(|mode| mode & 0o7777),
+            uid: set.uid,
+            gid: set.gid,
+            size: set.size,
+            atime: set.atime.map(time),
+            mtime: set.mtime.map(time),
+        };
+        let to_nothing = set.size == Some(0);
+        let mutation = Mutation::SetAttributes { ino, set, by, time: now };
+        // What was written before must not change times, privileges or size afterwards.
+        let reply = match self.data.get(ino).filter(|file| file.is_dirty()) {
+            Some(file) => {
+                if to_nothing {
+                    self.data.discard(&file).await;
+                }
+                self.data.commit(&file, true, Some(mutation)).await?
+            }
+            None => Some(self.session.commit(vec![mutation], None).await?),
+        };
+        let inode = match reply.as_ref().and_then(|reply| written(reply, ino)) {
+            Some(inode) => inode,
+            None => self.inode(ino).await?,
+        };
+        Ok(self.stat(inode))
+    }
+
+    fn writable(&self) -> Result<()> {
+        if self.read_only { Err(Error::read_only("mounted read-only")) } else { Ok(()) }
+    }
+
+    /// An inode, from the cache or the daemon.
+    async fn inode(&self, ino: Ino) -> Result<Inode> {
+        let gone = || {
+            if self.session.opens.is_open(ino) {
+                Error::stale(format!("inode {ino}"))
+            } else {
+                Error::not_found(format!("inode {ino}"))
+            }
+        };
+        if let Some(known) = self.session.cache.inode(ino) {
+            return known.ok_or_else(gone);
+        }
+        let reply = self.session.read(vec![Want::Record(Key::Inode(ino))]).await?;
+        for (_, record) in reply.answers.into_iter().flat_map(|answer| answer.records) {
+            if let Some(Record::Inode(inode)) = record
+                && inode.ino == ino
+            {
+                return Ok(*inode);
+            }
+        }
+        Err(gone())
+    }
+
+    /// An inode as a program sees it.
+    fn stat(&self, mut inode: Inode) -> Stat {
+        let dirty =
+            inode.kind == Kind::File && self.data.get(inode.ino).is_some_and(|file| file.show(&mut inode));
+        if inode.ino == Ino::ROOT
+            && (inode.uid, inode.gid) == (0, 0)
+            && let Some((uid, gid)) = self.options.root_owner
+        {
+            (inode.uid, inode.gid) = (uid, gid);
+        }
+        Stat { inode, keep: !dirty }
+    }
+}
+
+/// An inode as a batch has left it.
+fn written(reply: &BatchReply, ino: Ino) -> Option<Inode> {
+    reply.records.iter().find_map(|(key, record)| match (key, record) {
+        (Key::Inode(number), Some(Record::Inode(inode))) if *number == ino => Some(inode.as_ref().clone()),
+        _ => None,
+    })
+}

@@ -1,0 +1,166 @@
+//! Names: lookup, create, mkdir, mknod, symlink, link, unlink, rmdir, rename.
+
+use tandemfs::id::Ino;
+use tandemfs::name::Name;
+use tandemfs::tree::{Credentials, Entry, Inode, Key, Mutation, NewNode, Record, RenameMode, Want};
+use tandemfs::{Error, ErrorKind, Result};
+
+use super::{Fs, Stat, written};
+
+impl Fs {
+    /// lookup.
+    ///
+    /// # Errors
+    /// `NotFound`, `NameTooLong`, those of the daemon.
+    pub async fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Stat> {
+        self.session.ready().await?;
+        let name = Name::new(name)?;
+        match self.find(parent, &name).await? {
+            Some(inode) => Ok(self.stat(inode)),
+            None => Err(Error::not_found(name.to_lossy())),
+        }
+    }
+
+    /// What a name leads to.
+    async fn find(&self, parent: Ino, name: &Name) -> Result<Option<Inode>> {
+        match self.session.cache.entry(parent, name) {
+            Some(None) => return Ok(None),
+            Some(Some(entry)) => {
+                if let Some(Some(inode)) = self.session.cache.inode(entry.ino) {
+                    return Ok(Some(inode));
+                }
+            }
+            None => (),
+        }
+        let want = Want::Lookup { parent, name: name.clone() };
+        let reply = self.session.read(vec![want]).await?;
+        let records = || reply.answers.iter().flat_map(|answer| &answer.records);
+        let entry = records().find_map(|(key, record)| match (key, record) {
+            (Key::Entry(of, found), Some(Record::Entry(entry))) if *of == parent && found == name => {
+                Some(*entry)
+            }
+            _ => None,
+        });
+        let Some(Entry { ino, .. }) = entry else { return Ok(None) };
+        let inode = records().find_map(|(_, record)| match record {
+            Some(Record::Inode(inode)) if inode.ino == ino => Some(inode.as_ref().clone()),
+            _ => None,
+        });
+        inode.map(Some).ok_or_else(|| Error::corrupt("an entry without an inode"))
+    }
+
+    /// mkdir, mknod, symlink, and the first half of create.
+    ///
+    /// # Errors
+    /// Those of the rules and of the daemon.
+    pub async fn make(
+        &self,
+        by: Credentials,
+        parent: Ino,
+        name: &[u8],
+        node: NewNode,
+        mode: u32,
+    ) -> Result<Stat> {
+        self.writable()?;
+        let name = Name::new(name)?;
+        let mut tries = 3;
+        loop {
+            let ino = self.session.new_ino().await?;
+            let create = Mutation::Create {
+                parent,
+                name: name.clone(),
+                ino,
+                node: node.clone(),
+                mode: mode & 0o7777,
+                by,
+                time: self.clock.now(),
+            };
+            match self.session.commit(vec![create], None).await {
+                Ok(reply) => {
+                    let inode =
+                        written(&reply, ino).ok_or_else(|| Error::corrupt("a create without an inode"))?;
+                    return Ok(self.stat(inode));
+                }
+                // The number was of a session that has ended; nothing was made.
+                Err(error) if error.kind() == ErrorKind::SessionEnded && tries > 0 => tries -= 1,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// create: makes a file and opens it. A file that another mount has made since the kernel looked is `Stale` without
+    /// O_EXCL: the kernel then looks again, finds it, and opens it with the checks that belong to that.
+    ///
+    /// # Errors
+    /// Those of the rules and of the daemon.
+    pub async fn create(
+        &self,
+        by: Credentials,
+        parent: Ino,
+        name: &[u8],
+        mode: u32,
+        flags: i32,
+    ) -> Result<(Stat, u64)> {
+        match self.make(by, parent, name, NewNode::File, mode).await {
+            Ok(stat) => {
+                let handle = self.open_handle(stat.inode.ino, flags);
+                Ok((stat, handle))
+            }
+            Err(error) if error.kind() == ErrorKind::AlreadyExists && flags & libc::O_EXCL == 0 => {
+                Err(Error::stale(error.to_string()))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// link.
+    ///
+    /// # Errors
+    /// Those of the rules and of the daemon.
+    pub async fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Stat> {
+        self.writable()?;
+        let link = Mutation::Link { ino, parent, name: Name::new(name)?, time: self.clock.now() };
+        let reply = self.session.commit(vec![link], None).await?;
+        let inode = match written(&reply, ino) {
+            Some(inode) => inode,
+            None => self.inode(ino).await?,
+        };
+        Ok(self.stat(inode))
+    }
+
+    /// unlink and rmdir.
+    ///
+    /// # Errors
+    /// Those of the rules and of the daemon.
+    pub async fn remove(&self, by: Credentials, parent: Ino, name: &[u8], directory: bool) -> Result<()> {
+        self.writable()?;
+        let name = Name::new(name)?;
+        let victim = self.session.cache.entry(parent, &name).flatten().map(|entry| entry.ino);
+        let time = self.clock.now();
+        let mutation = if directory {
+            Mutation::RemoveDirectory { parent, name, by, time }
+        } else {
+            Mutation::Unlink { parent, name, by, time }
+        };
+        self.session.commit(vec![mutation], victim).await.map(drop)
+    }
+
+    /// rename, renameat2.
+    ///
+    /// # Errors
+    /// Those of the rules and of the daemon.
+    pub async fn rename(
+        &self,
+        by: Credentials,
+        from: (Ino, &[u8]),
+        to: (Ino, &[u8]),
+        mode: RenameMode,
+    ) -> Result<()> {
+        self.writable()?;
+        let (name, new_name) = (Name::new(from.1)?, Name::new(to.1)?);
+        let victim = self.session.cache.entry(to.0, &new_name).flatten().map(|entry| entry.ino);
+        let time = self.clock.now();
+        let rename = Mutation::Rename { parent: from.0, name, new_parent: to.0, new_name, mode, by, time };
+        self.session.commit(vec![rename], victim).await.map(drop)
+    }
+}

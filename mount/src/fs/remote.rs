@@ -1,0 +1,46 @@
+//! What the mount needs of the daemon. Implemented by the HTTP client, and by an in-memory daemon in tests.
+
+use std::ops::Range;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use tandemfs::api::files::Storage;
+use tandemfs::api::fs::{
+    Ack, Batch, BatchReply, Event, InodeRange, OpenSession, Read, ReadReply, ResumeSession, SessionGrant,
+};
+use tandemfs::id::{BlockId, SessionId};
+use tandemfs::{Error, Result};
+
+/// The events of a session, as they come.
+pub type Events = BoxStream<'static, Result<Event>>;
+
+/// The daemon as a session sees it: one method for each request of `tandemfs::api::fs`, none of which tries twice.
+#[async_trait]
+pub trait Remote: Send + Sync + 'static {
+    /// Opens a session.
+    async fn open_session(&self, open: &OpenSession) -> Result<SessionGrant>;
+    /// Takes a session up again.
+    async fn resume_session(&self, session: SessionId, resume: &ResumeSession) -> Result<SessionGrant>;
+    /// Ends a session.
+    async fn close_session(&self, session: SessionId) -> Result<()>;
+    /// Follows what others change.
+    async fn events(&self, session: SessionId) -> Result<Events>;
+    /// Acknowledges events.
+    async fn ack(&self, session: SessionId, ack: &Ack) -> Result<()>;
+    /// Commits a batch of mutations.
+    async fn batch(&self, session: SessionId, batch: &Batch) -> Result<BatchReply>;
+    /// Reads records.
+    async fn read(&self, session: SessionId, read: &Read) -> Result<ReadReply>;
+    /// Asks for inode numbers.
+    async fn inodes(&self, session: SessionId) -> Result<InodeRange>;
+    /// Stores a block.
+    async fn put_block(&self, session: SessionId, block: BlockId, data: Bytes) -> Result<()>;
+    /// Reads a block, or a range of it.
+    async fn get_block(&self, session: SessionId, block: BlockId, range: Option<Range<u32>>)
+    -> Result<Bytes>;
+    /// What the user may still store.
+    async fn storage(&self) -> Result<Storage>;
+    /// Whether an error says that nobody listens, as against a network that is silent.
+    fn is_refused(&self, error: &Error) -> bool;
+}

@@ -1,0 +1,435 @@
+//! The session with the daemon: requests that are tried until they are answered, the stream of events, the lease.
+//!
+//! While the daemon is away, requests wait and are sent again, a batch under the same number, so that it is applied
+//! once. After `offline_timeout` they fail with `TimedOut`.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use tandemfs::api::fs::{
+    Ack, Batch, BatchReply, OpenSession, READ_WANTS_MAX, Read, ReadReply, SESSION_SLOTS, SessionGrant,
+};
+use tandemfs::id::{Ino, SessionId};
+use tandemfs::tree::{Key, Mutation, Record, Want};
+use tandemfs::{Error, ErrorKind, Result};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::cache::Cache;
+use super::kernel::Kernel;
+use super::opens::Opens;
+use super::remote::Remote;
+
+/// The shortest and the longest pause before a request is sent again.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+/// A daemon that is there and says "not now" is asked for so long; one that is away, for `offline_timeout`.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// How long the daemon may take to take up a session at the start.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A session and what it needs. Shared by all calls.
+pub struct Session {
+    pub(super) remote: Arc<dyn Remote>,
+    pub(super) cache: Arc<Cache>,
+    pub(super) opens: Arc<Opens>,
+    pub(super) kernel: OnceLock<Arc<dyn Kernel>>,
+    /// Inodes that the kernel knows, for when it has to forget all of them.
+    pub(super) known: super::known::Known,
+    open: OpenSession,
+    offline_timeout: Duration,
+    state: Mutex<State>,
+    slot_free: Notify,
+    numbers: tokio::sync::Mutex<(u64, u64)>,
+    /// Counts what happens to the state, for those who wait for it.
+    pub(super) changed: watch::Sender<u64>,
+}
+
+pub(super) struct State {
+    pub(super) grant: SessionGrant,
+    /// Until when what is cached may be used.
+    pub(super) lease_until: Instant,
+    /// The last sign of life of the daemon.
+    pub(super) heard: Instant,
+    /// Nobody listens where the daemon was, so nobody can change anything.
+    pub(super) refused: bool,
+    /// The daemon does not know the session any more.
+    pub(super) ended: bool,
+    pub(super) closed: bool,
+    sequence: u64,
+    outstanding: BTreeSet<u64>,
+}
+
+/// A batch's number; gives it back when it is dropped.
+struct Slot<'a> {
+    session: &'a Session,
+    id: SessionId,
+    sequence: u64,
+}
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        let mut state = self.session.state();
+        if state.grant.session == self.id {
+            state.outstanding.remove(&self.sequence);
+        }
+        drop(state);
+        self.session.slot_free.notify_waiters();
+    }
+}
+
+impl Session {
+    /// Opens a session. Its events are followed from [`Session::follow`] on.
+    ///
+    /// # Errors
+    /// Those of the daemon; it is not asked again here, so that a wrong address is known at once.
+    pub async fn open(
+        remote: Arc<dyn Remote>,
+        open: OpenSession,
+        offline_timeout: Duration,
+        cache_bytes: usize,
+    ) -> Result<Arc<Self>> {
+        let sent = Instant::now();
+        let grant = tokio::time::timeout(START_TIMEOUT, remote.open_session(&open))
+            .await
+            .map_err(|_| Error::timed_out("the daemon does not answer"))??;
+        let lease_until = sent + Duration::from_millis(grant.lease_ms);
+        Ok(Arc::new(Self {
+            remote,
+            cache: Arc::new(Cache::new(cache_bytes)),
+            opens: Arc::default(),
+            kernel: OnceLock::new(),
+            known: super::known::Known::default(),
+            open,
+            offline_timeout,
+            state: Mutex::new(State {
+                grant,
+                lease_until,
+                heard: sent,
+                refused: false,
+                ended: false,
+                closed: false,
+                sequence: 0,
+                outstanding: BTreeSet::new(),
+            }),
+            slot_free: Notify::new(),
+            numbers: tokio::sync::Mutex::new((0, 0)),
+            changed: watch::channel(0).0,
+        }))
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the daemon granted last.
+    pub fn grant(&self) -> SessionGrant {
+        self.state().grant.clone()
+    }
+
+    pub(super) fn id(&self) -> SessionId {
+        self.state().grant.session
+    }
+
+    pub(super) fn notify(&self) {
+        self.changed.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// A new session instead of one that has ended.
+    pub(super) async fn reopen(&self) -> Result<()> {
+        let sent = Instant::now();
+        let grant = self.remote.open_session(&self.open).await?;
+        self.forget_all().await;
+        *self.numbers.lock().await = (0, 0);
+        {
+            let mut state = self.state();
+            state.lease_until = sent + Duration::from_millis(grant.lease_ms);
+            state.heard = sent;
+            state.grant = grant;
+            (state.refused, state.ended) = (false, false);
+            state.sequence = 0;
+            state.outstanding.clear();
+        }
+        self.slot_free.notify_waiters();
+        self.notify();
+        Ok(())
+    }
+
+    /// Drops everything that is cached, here and in the kernel.
+    pub(super) async fn forget_all(&self) {
+        self.cache.reset();
+        self.forget_in_kernel().await;
+    }
+
+    /// Drops everything that the kernel has cached.
+    pub(super) async fn forget_in_kernel(&self) {
+        let Some(kernel) = self.kernel.get().cloned() else { return };
+        let known = self.known.all();
+        let work = move || {
+            for ino in known {
+                kernel.drop_pages(ino, 0, 0);
+            }
+            kernel.drop_names();
+        };
+        if tokio::task::spawn_blocking(work).await.is_err() {
+            log::error!("dropping the kernel's caches failed");
+        }
+    }
+
+    /// The daemon has answered a request that was sent at a time.
+    fn heard(&self, sent: Instant) {
+        let mut state = self.state();
+        state.heard = state.heard.max(sent);
+        if state.refused {
+            state.refused = false;
+            drop(state);
+            self.notify();
+        }
+    }
+
+    /// A request failed in a way that says something about the connection.
+    pub(super) fn missed(&self, error: &Error) {
+        let refused = self.remote.is_refused(error);
+        let mut state = self.state();
+        if state.refused != refused {
+            state.refused = refused;
+            drop(state);
+            self.notify();
+        }
+    }
+
+    /// The session `id` has ended: nothing that is cached counts until there is a new one.
+    pub(super) fn ended(&self, id: SessionId) {
+        let mut state = self.state();
+        if state.grant.session == id && !state.ended {
+            state.ended = true;
+            state.refused = false;
+            state.lease_until = Instant::now();
+            drop(state);
+            self.notify();
+        }
+    }
+
+    /// Waits until what is cached may be used: the lease lives, or nobody is there who could change anything.
+    ///
+    /// # Errors
+    /// `TimedOut` after `offline_timeout`.
+    pub async fn ready(&self) -> Result<()> {
+        let valid = |state: &State| !state.ended && (state.refused || Instant::now() < state.lease_until);
+        if valid(&self.state()) {
+            return Ok(());
+        }
+        let give_up = Instant::now() + self.offline_timeout;
+        let mut changes = self.changed.subscribe();
+        loop {
+            if valid(&self.state()) {
+                return Ok(());
+            }
+            if timeout_at(give_up, changes.changed()).await.is_err() {
+                return Err(Error::timed_out("the daemon is away"));
+            }
+        }
+    }
+
+    /// Waits until there is another session than `id`.
+    async fn renewed(&self, id: SessionId, give_up: Instant) -> Result<()> {
+        let mut changes = self.changed.subscribe();
+        loop {
+            {
+                let state = self.state();
+                if state.closed {
+                    return Err(Error::session_ended("unmounted"));
+                }
+                if state.grant.session != id {
+                    return Ok(());
+                }
+            }
+            if timeout_at(give_up, changes.changed()).await.is_err() {
+                return Err(Error::timed_out("the daemon is away"));
+            }
+        }
+    }
+
+    /// Sends a request until it is answered. `call` is given the session to use.
+    ///
+    /// # Errors
+    /// Those of the daemon that sending again does not mend; `TimedOut`.
+    pub(super) async fn until_answered<'a, T>(
+        &'a self,
+        call: impl Fn(SessionId) -> BoxFuture<'a, Result<T>>,
+    ) -> Result<T> {
+        let start = Instant::now();
+        let mut pause = PAUSE.0;
+        loop {
+            let (sent, id) = (Instant::now(), self.id());
+            match call(id).await {
+                Ok(answer) => {
+                    self.heard(sent);
+                    return Ok(answer);
+                }
+                Err(error) if error.kind() == ErrorKind::SessionEnded => {
+                    self.ended(id);
+                    self.renewed(id, start + self.offline_timeout).await?;
+                }
+                Err(error) => {
+                    self.pause(error, start, &mut pause).await?;
+                }
+            }
+        }
+    }
+
+    /// Waits before the next try, or gives the error back if there is none.
+    async fn pause(&self, error: Error, start: Instant, pause: &mut Duration) -> Result<()> {
+        if !error.kind().is_retryable() {
+            return Err(error);
+        }
+        self.missed(&error);
+        let now = Instant::now();
+        let heard = self.state().heard;
+        if heard > start + PATIENCE {
+            // It answers others of our requests, so it is not away: it cannot do this one.
+            return Err(error);
+        }
+        if now >= start + self.offline_timeout {
+            return Err(Error::timed_out("the daemon is away").because(error));
+        }
+        log::debug!("trying again: {error}");
+        sleep(error.retry_after_s().map_or(*pause, Duration::from_secs).min(PAUSE.1)).await;
+        *pause = (*pause * 2).min(PAUSE.1);
+        Ok(())
+    }
+
+    /// Reads records, through to the daemon; caches them.
+    ///
+    /// # Errors
+    /// As [`Session::until_answered`].
+    pub async fn read(&self, wants: Vec<Want>) -> Result<ReadReply> {
+        debug_assert!(wants.len() <= READ_WANTS_MAX);
+        let read = &Read { wants };
+        let request = self.cache.begin();
+        let reply =
+            self.until_answered(|id| Box::pin(async move { self.remote.read(id, read).await })).await?;
+        if reply.answers.len() != read.wants.len() {
+            return Err(Error::corrupt("the daemon answered another number of wants"));
+        }
+        let records = reply.answers.iter().flat_map(|answer| answer.records.iter().cloned());
+        request.accept(reply.version, records);
+        Ok(reply)
+    }
+
+    /// Commits mutations as one batch and caches what they wrote.
+    ///
+    /// # Errors
+    /// Those of the rules; `Stale` when the session ended and nobody can say whether the batch was applied;
+    /// `SessionEnded` when the session ended before a [`Mutation::Create`], whose inode number is not ours any more.
+    pub async fn commit(&self, mutations: Vec<Mutation>, victim: Option<Ino>) -> Result<BatchReply> {
+        let again = mutations.iter().all(|mutation| {
+            matches!(
+                mutation,
+                Mutation::Write { .. } | Mutation::SetAttributes { .. } | Mutation::Reap { .. }
+            )
+        });
+        let creates = mutations.iter().any(|mutation| matches!(mutation, Mutation::Create { .. }));
+        let removes = mutations.iter().any(|mutation| {
+            matches!(
+                mutation,
+                Mutation::Unlink { .. } | Mutation::RemoveDirectory { .. } | Mutation::Rename { .. }
+            )
+        });
+        let start = Instant::now();
+        let mut pause = PAUSE.0;
+        let mut uncertain = false;
+        let mut batch = Batch { sequence: 0, mutations, held: Vec::new() };
+        'session: loop {
+            let slot = self.slot(start + self.offline_timeout).await?;
+            batch.sequence = slot.sequence;
+            batch.held = if removes { self.opens.held(victim) } else { Vec::new() };
+            let request = self.cache.begin();
+            loop {
+                let sent = Instant::now();
+                match self.remote.batch(slot.id, &batch).await {
+                    Ok(reply) => {
+                        self.heard(sent);
+                        for (key, record) in &reply.records {
+                            if let (Key::Inode(ino), Some(Record::Inode(inode))) = (key, record)
+                                && inode.nlink == 0
+                            {
+                                self.opens.orphaned(*ino);
+                            }
+                        }
+                        request.accept_change(reply.version, reply.records.iter().cloned());
+                        return Ok(reply);
+                    }
+                    Err(error) if error.kind() == ErrorKind::SessionEnded => {
+                        self.ended(slot.id);
+                        if uncertain && !again {
+                            return Err(Error::stale("the session ended while a change was under way"));
+                        }
+                        self.renewed(slot.id, start + self.offline_timeout).await?;
+                        if creates {
+                            return Err(error);
+                        }
+                        continue 'session;
+                    }
+                    Err(error) => {
+                        uncertain |= error.kind().is_retryable();
+                        self.pause(error, start, &mut pause).await?;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The next number for a batch, when the one that lies [`SESSION_SLOTS`] before it has been answered.
+    async fn slot(&self, give_up: Instant) -> Result<Slot<'_>> {
+        loop {
+            let mut freed = std::pin::pin!(self.slot_free.notified());
+            freed.as_mut().enable();
+            {
+                let mut state = self.state();
+                let next = state.sequence + 1;
+                let room = state.outstanding.first().is_none_or(|oldest| next < oldest + SESSION_SLOTS);
+                if room && !state.ended {
+                    state.sequence = next;
+                    state.outstanding.insert(next);
+                    return Ok(Slot { session: self, id: state.grant.session, sequence: next });
+                }
+            }
+            if timeout_at(give_up, freed).await.is_err() {
+                return Err(Error::timed_out("the daemon is away"));
+            }
+        }
+    }
+
+    /// A number for a new inode.
+    ///
+    /// # Errors
+    /// As [`Session::until_answered`].
+    pub async fn new_ino(&self) -> Result<Ino> {
+        let mut numbers = self.numbers.lock().await;
+        if numbers.0 >= numbers.1 {
+            let range =
+                self.until_answered(|id| Box::pin(async move { self.remote.inodes(id).await })).await?;
+            *numbers = (range.first.0, range.first.0.saturating_add(range.count));
+        }
+        let ino = Ino(numbers.0);
+        numbers.0 += 1;
+        Ok(ino)
+    }
+
+    /// Acknowledges events and so renews the lease.
+    pub(super) async fn acknowledge(&self, ack: &Ack) -> Result<()> {
+        let (sent, id) = (Instant::now(), self.id());
+        self.remote.ack(id, ack).await?;
+        {
+            let mut state = self.state();
+            if state.grant.session == id {
+                state.lease_until = state.lease_until.max(sent + Duration::from_millis(state.grant.lease_ms));
+            }
+        }
+        self.heard(sent);
+        self.notify();
+        Ok(())
+    }
+}

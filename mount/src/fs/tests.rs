@@ -1,0 +1,1 @@
+//! Tests of the file system against an in-memory daemon.

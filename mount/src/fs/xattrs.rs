@@ -1,0 +1,87 @@
+//! Extended attributes.
+
+use tandemfs::id::Ino;
+use tandemfs::tree::{Key, Mutation, Record, Want, XattrMode};
+use tandemfs::{Error, Result};
+
+use super::Fs;
+
+/// Checks a name: access control lists and what else the kernel calls `system.` are not kept.
+fn check(name: &[u8]) -> Result<()> {
+    if name.starts_with(b"system.") {
+        return Err(Error::unsupported(String::from_utf8_lossy(name)));
+    }
+    Ok(())
+}
+
+impl Fs {
+    /// getxattr.
+    ///
+    /// # Errors
+    /// `NoAttribute`, `Unsupported`, those of the daemon.
+    pub async fn get_xattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
+        check(name)?;
+        self.session.ready().await?;
+        let missing = || Error::no_attribute(String::from_utf8_lossy(name));
+        if self.inode(ino).await?.xattr_bytes == 0 {
+            return Err(missing());
+        }
+        let key = Key::Xattr(ino, name.to_vec());
+        if let Some(known) = self.session.cache.get(&key) {
+            return match known.as_deref() {
+                Some(Record::Xattr(value)) => Ok(value.clone()),
+                _ => Err(missing()),
+            };
+        }
+        let reply = self.session.read(vec![Want::Record(key)]).await?;
+        let records = reply.answers.into_iter().flat_map(|answer| answer.records);
+        let value = records.filter_map(|(_, record)| match record {
+            Some(Record::Xattr(value)) => Some(value),
+            _ => None,
+        });
+        value.last().ok_or_else(missing)
+    }
+
+    /// listxattr: the names, each with a NUL after it.
+    ///
+    /// # Errors
+    /// Those of the daemon.
+    pub async fn list_xattrs(&self, ino: Ino) -> Result<Vec<u8>> {
+        self.session.ready().await?;
+        if self.inode(ino).await?.xattr_bytes == 0 {
+            return Ok(Vec::new());
+        }
+        let reply = self.session.read(vec![Want::Xattrs(ino)]).await?;
+        let mut names = Vec::new();
+        for (key, record) in reply.answers.into_iter().flat_map(|answer| answer.records) {
+            if let (Key::Xattr(_, name), Some(_)) = (key, record) {
+                names.extend(name);
+                names.push(0);
+            }
+        }
+        Ok(names)
+    }
+
+    /// setxattr.
+    ///
+    /// # Errors
+    /// Those of the rules and of the daemon.
+    pub async fn set_xattr(&self, ino: Ino, name: &[u8], value: &[u8], mode: XattrMode) -> Result<()> {
+        check(name)?;
+        self.writable()?;
+        let (name, value) = (name.to_vec(), value.to_vec());
+        let set = Mutation::SetXattr { ino, name, value, mode, time: self.clock.now() };
+        self.session.commit(vec![set], None).await.map(drop)
+    }
+
+    /// removexattr.
+    ///
+    /// # Errors
+    /// Those of the rules and of the daemon.
+    pub async fn remove_xattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
+        check(name)?;
+        self.writable()?;
+        let remove = Mutation::RemoveXattr { ino, name: name.to_vec(), time: self.clock.now() };
+        self.session.commit(vec![remove], None).await.map(drop)
+    }
+}
