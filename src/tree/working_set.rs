@@ -113,6 +113,11 @@ impl WorkingSet {
         result
     }
 
+    /// The records that have been changed so far; `None` is a removal.
+    pub fn changed(&self) -> &BTreeMap<Key, Option<Record>> {
+        &self.changed
+    }
+
     /// What has been changed since it was made.
     pub fn into_changes(self) -> Changes {
         let mut references = self.references;

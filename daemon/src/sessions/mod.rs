@@ -1,1 +1,421 @@
-//! To be written.
+//! Mounts' sessions: who may change what, batches once for each sequence number, and events that are acknowledged before
+//! somebody else's change is.
+//!
+//! A session gives a sign of life with every request. One that is silent for its lease is fenced: nobody waits for it any
+//! more, and it has to open a new one. Sessions are stored, so they outlive the daemon; what they remember of the run before is
+//! dropped by their first event.
+
+pub(crate) mod audience;
+mod events;
+mod session;
+#[cfg(test)]
+mod tests;
+
+use bytes::Bytes;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+use tandemfs::api::fs::{
+    Ack, BATCH_MUTATIONS_MAX, BLOCK_SIZE_MAX, Batch, BatchReply, InodeRange, OpenSession, Read, ReadReply,
+    ResumeSession, SESSION_SLOTS, SessionGrant,
+};
+use tandemfs::clock::Clock;
+use tandemfs::id::{BlockId, Ino, SessionId, UserId, VolumeId};
+use tandemfs::tree::{Key, Mutation, Record};
+use tandemfs::{Error, Result};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use self::audience::Audience;
+use self::session::{Answered, Begun, Session};
+use crate::accounts::Caller;
+use crate::meta::{self, Meta, Write, keys, record};
+use crate::settings::Settings;
+use crate::volumes::{Change, Mutations, Volume, Volumes};
+
+/// Inode numbers that are granted at once.
+const INODES: u64 = 4096;
+/// The longest name of a client, in bytes.
+const CLIENT_MAX: usize = 256;
+/// Sessions of one user.
+const SESSIONS_MAX: usize = 64;
+/// How many sessions are read at once when the daemon starts.
+const PAGE: usize = 1000;
+
+/// All sessions.
+#[derive(Debug)]
+pub struct Sessions {
+    meta: Meta,
+    volumes: Arc<Volumes>,
+    audience: Arc<Audience>,
+    clock: Arc<dyn Clock>,
+    lease: Duration,
+    worker: std::sync::Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Sessions {
+    /// Takes up the sessions of the run before.
+    ///
+    /// # Errors
+    /// Those of the engine.
+    pub async fn open(
+        meta: Meta,
+        volumes: Arc<Volumes>,
+        settings: &Settings,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Arc<Self>> {
+        let lease = Duration::from_millis(settings.lease_ms);
+        let audience = Arc::clone(volumes.audience());
+        let prefix = b"s".to_vec();
+        let (mut from, end) = (prefix.clone(), keys::end_of(&prefix));
+        loop {
+            let page: Vec<(meta::Key, record::Session)> = meta.scan(&from, &end, PAGE).await?;
+            let Some((last, _)) = page.last() else { break };
+            from = crate::volumes::key_after(last);
+            for (_, record) in page {
+                let volume = record.volume;
+                let session = Session::recovered(record, lease, meta.run(), 1);
+                audience.add(volume, Arc::new(session));
+            }
+        }
+        let sessions = Arc::new(Self { meta, volumes, audience, clock, lease, worker: std::sync::Mutex::default() });
+        let worker = tokio::spawn(watch_over(Arc::downgrade(&sessions), lease));
+        *sessions.worker.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(worker);
+        Ok(sessions)
+    }
+
+    /// Stops watching over the sessions; they stay stored for the next run.
+    pub fn stop(&self) {
+        if let Some(worker) = self.worker.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take() {
+            worker.abort();
+        }
+    }
+
+    /// Opens a session on the caller's home volume.
+    ///
+    /// # Errors
+    /// `NotFound` for a volume that the caller may not know of; `TooManyRequests` with too many sessions.
+    pub async fn start(&self, caller: &Caller, open: OpenSession) -> Result<SessionGrant> {
+        if open.volume.is_some() {
+            return Err(Error::not_found("volume"));
+        }
+        if open.client.len() > CLIENT_MAX {
+            return Err(Error::invalid(format!("the client's name is longer than {CLIENT_MAX} bytes")));
+        }
+        let of_user = self.audience.all().iter().filter(|session| session.record().user == caller.user).count();
+        if of_user >= SESSIONS_MAX {
+            return Err(Error::too_many_requests(format!("{SESSIONS_MAX} sessions are open")));
+        }
+        let volume = self.volumes.volume(caller.home).await?;
+        let record = record::Session {
+            id: SessionId(self.meta.next_numbers("session", 1).await?),
+            user: caller.user,
+            volume: caller.home,
+            read_only: open.read_only,
+            client: open.client,
+            opened: self.clock.now(),
+            inodes: Vec::new(),
+        };
+        self.meta.commit(Vec::new(), vec![meta::put(keys::session(record.id), &record)?]).await?;
+        let session = Arc::new(Session::opened(record, self.lease));
+        self.audience.add(caller.home, Arc::clone(&session));
+        self.grant(&session, &volume).await
+    }
+
+    /// Takes a session up again.
+    ///
+    /// # Errors
+    /// `SessionEnded` when it was fenced; `NotFound` for somebody else's.
+    pub async fn resume(&self, caller: &Caller, id: SessionId, resume: &ResumeSession) -> Result<SessionGrant> {
+        let (session, volume) = self.find(caller, id).await?;
+        volume.orphans().hold(id, &resume.held);
+        self.grant(&session, &volume).await
+    }
+
+    async fn grant(&self, session: &Session, volume: &Volume) -> Result<SessionGrant> {
+        let read = volume.read(&[tandemfs::tree::Want::Record(Key::Usage)]).await?;
+        let usage = match read.answers.into_iter().next().and_then(|mut answer| answer.records.pop()) {
+            Some((_, Some(Record::Usage(usage)))) => usage,
+            _ => tandemfs::tree::Usage::default(),
+        };
+        let record = session.record();
+        Ok(SessionGrant {
+            session: record.id,
+            volume: record.volume,
+            key: volume.key().clone(),
+            read_only: record.read_only,
+            run: self.meta.run(),
+            version: read.version,
+            lease_ms: u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX),
+            usage,
+        })
+    }
+
+    /// Ends a session in good order.
+    ///
+    /// # Errors
+    /// As [`Sessions::resume`].
+    pub async fn close(&self, caller: &Caller, id: SessionId) -> Result<()> {
+        let (session, _) = self.find(caller, id).await?;
+        self.audience.end(&session);
+        self.clear_ended().await;
+        Ok(())
+    }
+
+    /// Ends all sessions of a user who was disabled or deleted.
+    pub fn end_user(&self, user: UserId) {
+        for session in self.audience.all() {
+            if session.record().user == user {
+                self.audience.end(&session);
+            }
+        }
+    }
+
+    /// All sessions, for admins.
+    pub fn list(&self) -> Vec<record::Session> {
+        self.audience.all().iter().map(|session| session.record()).collect()
+    }
+
+    /// A stream of what the session has to know.
+    ///
+    /// # Errors
+    /// As [`Sessions::resume`].
+    pub async fn events(
+        &self,
+        caller: &Caller,
+        id: SessionId,
+    ) -> Result<impl futures::Stream<Item = tandemfs::api::fs::Event> + Send + use<>> {
+        let (session, _) = self.find(caller, id).await?;
+        Ok(events::stream(session))
+    }
+
+    /// Takes an acknowledgement.
+    ///
+    /// # Errors
+    /// As [`Sessions::resume`]; `Invalid` for an event that there was not.
+    pub async fn acknowledge(&self, caller: &Caller, id: SessionId, ack: &Ack) -> Result<()> {
+        let session = self.session(caller, id)?;
+        let volume = self.volumes.volume(session.record().volume).await?;
+        volume.orphans().hold(id, &ack.held);
+        session.acknowledge(ack)?;
+        self.touch(&session)
+    }
+
+    /// Commits a batch, once for its sequence number.
+    ///
+    /// # Errors
+    /// As [`Sessions::resume`]; `ReadOnly`; `Stale` for a sequence number out of the window; those of the rules.
+    pub async fn batch(&self, caller: &Caller, id: SessionId, batch: Batch) -> Result<BatchReply> {
+        let (session, volume) = self.find(caller, id).await?;
+        if batch.sequence == 0 || batch.mutations.len() > BATCH_MUTATIONS_MAX || batch.held.len() > BATCH_MUTATIONS_MAX
+        {
+            return Err(Error::invalid("sequence number 0, or too much in one batch"));
+        }
+        self.load_slots(&session).await?;
+        let sequence = batch.sequence;
+        let mut waiter = match session.begin(sequence)? {
+            Begun::UnderWay(waiter) => waiter,
+            Begun::Done => return self.answer_again(&session, sequence).await,
+            Begun::New(answer) => {
+                let waiter = answer.subscribe();
+                // On its own, so that a client that goes away does not leave it half done.
+                tokio::spawn(run_batch(session, volume, batch, answer));
+                waiter
+            }
+        };
+        let answer = waiter.wait_for(Option::is_some).await.ok().and_then(|answer| answer.clone());
+        match answer.as_deref() {
+            Some(Ok(reply)) => Ok(reply.clone()),
+            Some(Err(error)) => Err(error.duplicate()),
+            None => Err(Error::internal("a batch was cut short")),
+        }
+    }
+
+    /// Gives the answer to a batch that was committed before. The daemon may have stopped between the commit and the others'
+    /// acknowledgements, so what they have not carried out yet is waited for.
+    async fn answer_again(&self, session: &Session, sequence: u64) -> Result<BatchReply> {
+        let key = keys::reply(session.id, sequence % SESSION_SLOTS);
+        let kept: Option<(u64, BatchReply)> = self.meta.get(&key).await?;
+        let Some((_, reply)) = kept.filter(|(kept, _)| *kept == sequence) else {
+            return Err(Error::stale(format!("the answer to batch {sequence} is not kept any more")));
+        };
+        self.audience.told_before(session.record().volume, session.id).acknowledged().await;
+        Ok(reply)
+    }
+
+    /// After a restart: which answers are kept.
+    async fn load_slots(&self, session: &Session) -> Result<()> {
+        if !session.has_slots() {
+            let sequences: Vec<_> = self.kept_replies(session.id).await?;
+            session.load_slots(sequences.into_iter().map(|(_, sequence)| sequence));
+        }
+        Ok(())
+    }
+
+    async fn kept_replies(&self, id: SessionId) -> Result<Vec<(meta::Key, u64)>> {
+        let (mut from, end) = (keys::reply(id, 0), keys::reply(id, SESSION_SLOTS));
+        let mut kept = Vec::new();
+        loop {
+            // A few at a time: an answer may be large.
+            let page: Vec<(meta::Key, (u64, BatchReply))> = self.meta.scan(&from, &end, 16).await?;
+            let Some((last, _)) = page.last() else { return Ok(kept) };
+            from = crate::volumes::key_after(last);
+            kept.extend(page.into_iter().map(|(key, (sequence, _))| (key, sequence)));
+        }
+    }
+
+    /// Answers wants.
+    ///
+    /// # Errors
+    /// As [`Sessions::resume`].
+    pub async fn read(&self, caller: &Caller, id: SessionId, read: &Read) -> Result<ReadReply> {
+        let (_, volume) = self.find(caller, id).await?;
+        volume.read(&read.wants).await
+    }
+
+    /// Grants inode numbers.
+    ///
+    /// # Errors
+    /// As [`Sessions::resume`]; `ReadOnly`.
+    pub async fn inodes(&self, caller: &Caller, id: SessionId) -> Result<InodeRange> {
+        let (session, volume) = self.find(caller, id).await?;
+        writable(&session)?;
+        let range = volume.take_inos(INODES).await?;
+        let (first, count) = (Ino(range.start), range.end - range.start);
+        let record = session.with_inodes(first, count);
+        self.meta.commit(Vec::new(), vec![meta::put(keys::session(id), &record)?]).await?;
+        Ok(InodeRange { first, count })
+    }
+
+    /// Stores a block; it is durable on every chosen node when this returns.
+    ///
+    /// # Errors
+    /// As [`Sessions::resume`]; `ReadOnly`; `Invalid` when the id is not that of the data.
+    pub async fn put_block(&self, caller: &Caller, id: SessionId, block: BlockId, data: Bytes) -> Result<()> {
+        let (session, volume) = self.find(caller, id).await?;
+        writable(&session)?;
+        volume.put_block(block, data).await
+    }
+
+    /// Reads a block that the volume has.
+    ///
+    /// # Errors
+    /// As [`Sessions::resume`]; `NotFound` about `block`; `OutOfRange`; `Unavailable`.
+    pub async fn get_block(
+        &self,
+        caller: &Caller,
+        id: SessionId,
+        block: BlockId,
+        range: Option<Range<u32>>,
+    ) -> Result<(Bytes, Range<u32>, u32)> {
+        let (_, volume) = self.find(caller, id).await?;
+        volume.get_block(block, range).await
+    }
+
+    /// The caller's session, and its volume. Every request for one is a sign of life.
+    async fn find(&self, caller: &Caller, id: SessionId) -> Result<(Arc<Session>, Arc<Volume>)> {
+        let session = self.session(caller, id)?;
+        self.touch(&session)?;
+        let volume = self.volumes.volume(session.record().volume).await?;
+        Ok((session, volume))
+    }
+
+    fn session(&self, caller: &Caller, id: SessionId) -> Result<Arc<Session>> {
+        let session = self.audience.get(id).ok_or_else(|| Error::session_ended(format!("session {id}")))?;
+        if session.record().user != caller.user {
+            return Err(Error::not_found("session"));
+        }
+        Ok(session)
+    }
+
+    fn touch(&self, session: &Session) -> Result<()> {
+        session.touch().inspect_err(|_| self.audience.end(session))
+    }
+
+    /// Takes the records of ended sessions away, and lets go of what they held.
+    async fn clear_ended(&self) {
+        for (volume, id) in self.audience.take_ended() {
+            match self.volumes.volume(volume).await {
+                Ok(volume) => volume.orphans().let_go_of_all(id),
+                Err(error) => log::debug!("session {id} ended on volume {volume}: {error}"),
+            }
+            if let Err(error) = self.forget(id).await {
+                // It is fenced as an old one after the next start, which clears it away again.
+                log::warn!("clearing session {id} away: {error}");
+            }
+        }
+    }
+
+    async fn forget(&self, id: SessionId) -> Result<()> {
+        let replies = self.kept_replies(id).await?;
+        let mut writes: Vec<Write> = replies.into_iter().map(|(key, _)| meta::remove(key)).collect();
+        writes.push(meta::remove(keys::session(id)));
+        self.meta.commit(Vec::new(), writes).await
+    }
+}
+
+fn writable(session: &Session) -> Result<()> {
+    if session.record().read_only {
+        return Err(Error::read_only("the session is for reading only"));
+    }
+    Ok(())
+}
+
+/// Carries a batch out and tells all who wait for it.
+async fn run_batch(session: Arc<Session>, volume: Arc<Volume>, batch: Batch, answer: watch::Sender<Answered>) {
+    let sequence = batch.sequence;
+    let result = commit_batch(&session, &volume, batch).await;
+    session.done(sequence, result.is_ok());
+    answer.send_replace(Some(Arc::new(result)));
+}
+
+async fn commit_batch(session: &Session, volume: &Arc<Volume>, batch: Batch) -> Result<BatchReply> {
+    writable(session)?;
+    for mutation in &batch.mutations {
+        if let Mutation::Create { ino, .. } = mutation
+            && !session.owns(*ino)
+        {
+            return Err(Error::invalid(format!("inode {ino} was not granted to the session")));
+        }
+    }
+    let change = Change {
+        author: Some(session.id),
+        sequence: Some(batch.sequence),
+        mutations: Mutations::Fixed(batch.mutations),
+        held: batch.held,
+        quiet: false,
+    };
+    volume.commit(change).await
+}
+
+/// Fences sessions that are silent for too long, clears ended ones away, and says when those of the run before have had
+/// their time to say what they hold.
+async fn watch_over(sessions: std::sync::Weak<Sessions>, lease: Duration) {
+    let recovered_until = tokio::time::Instant::now() + lease + lease / 4;
+    let mut recovered = false;
+    let tick = (lease / 4).max(Duration::from_millis(10));
+    loop {
+        let Some(strong) = sessions.upgrade() else { return };
+        let now = tokio::time::Instant::now();
+        for session in strong.audience.all() {
+            if session.deadline() <= now {
+                log::warn!("session {} was silent for its lease: fenced", session.id);
+                strong.audience.end(&session);
+            }
+        }
+        strong.clear_ended().await;
+        if !recovered && now >= recovered_until {
+            match strong.volumes.settle_recovered().await {
+                Ok(()) => recovered = true,
+                Err(error) => log::warn!("looking for orphans of the run before: {error}"),
+            }
+        }
+        let audience = Arc::clone(&strong.audience);
+        drop(strong);
+        tokio::select! {
+            biased;
+            () = audience.some_ended() => {}
+            () = tokio::time::sleep(tick) => {}
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! Who has a session on which volume, and is told what changes there before the change is acknowledged.
+
+use futures::future::join_all;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tandemfs::id::{Ino, SessionId, VolumeId};
+use tandemfs::tree::Key;
+use tokio::sync::Notify;
+use tokio::time::sleep_until;
+
+use super::session::Session;
+
+/// All sessions that have not ended.
+#[derive(Debug, Default)]
+pub(crate) struct Audience {
+    inner: Mutex<Inner>,
+    ended_added: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    volumes: BTreeMap<VolumeId, BTreeMap<SessionId, Arc<Session>>>,
+    sessions: BTreeMap<SessionId, VolumeId>,
+    /// Sessions that have ended and are to be cleared away.
+    ended: Vec<(VolumeId, SessionId)>,
+}
+
+/// Sessions that have been told something.
+pub(crate) struct Told<'a> {
+    audience: &'a Audience,
+    waiting: Vec<(Arc<Session>, u64)>,
+    /// Orphans that sessions can no longer be asked about, and are taken to hold.
+    pub(crate) assumed_held: Vec<(SessionId, Vec<Ino>)>,
+}
+
+impl Audience {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn add(&self, volume: VolumeId, session: Arc<Session>) {
+        let mut inner = self.inner();
+        inner.sessions.insert(session.id, volume);
+        inner.volumes.entry(volume).or_default().insert(session.id, session);
+    }
+
+    /// A session that has not ended.
+    pub(super) fn get(&self, id: SessionId) -> Option<Arc<Session>> {
+        let inner = self.inner();
+        inner.volumes.get(inner.sessions.get(&id)?)?.get(&id).cloned()
+    }
+
+    /// All sessions, in the order of their numbers.
+    pub(super) fn all(&self) -> Vec<Arc<Session>> {
+        let inner = self.inner();
+        let mut all: Vec<_> = inner.volumes.values().flat_map(BTreeMap::values).cloned().collect();
+        all.sort_by_key(|session| session.id);
+        all
+    }
+
+    /// How many sessions there are.
+    pub(crate) fn len(&self) -> usize {
+        self.inner().sessions.len()
+    }
+
+    /// The sessions of a volume but one.
+    fn others(&self, volume: VolumeId, author: Option<SessionId>) -> Vec<Arc<Session>> {
+        let inner = self.inner();
+        let of_volume = inner.volumes.get(&volume).into_iter().flat_map(BTreeMap::values);
+        of_volume.filter(|session| Some(session.id) != author).cloned().collect()
+    }
+
+    /// Whether anybody but `author` has a session on a volume.
+    pub(crate) fn has_others(&self, volume: VolumeId, author: Option<SessionId>) -> bool {
+        !self.others(volume, author).is_empty()
+    }
+
+    /// Tells all sessions of a volume but the author's of a change that is on stable storage.
+    pub(crate) fn tell(
+        &self,
+        volume: VolumeId,
+        author: Option<SessionId>,
+        version: u64,
+        keys: &[Key],
+        orphans: &[Ino],
+    ) -> Told<'_> {
+        let mut told = Told { audience: self, waiting: Vec::new(), assumed_held: Vec::new() };
+        if keys.is_empty() && orphans.is_empty() {
+            return told;
+        }
+        for session in self.others(volume, author) {
+            let news = session.tell(version, keys.to_vec(), orphans.to_vec());
+            if !news.assumed_held.is_empty() {
+                told.assumed_held.push((session.id, news.assumed_held));
+            }
+            told.waiting.push((session, news.number));
+        }
+        told
+    }
+
+    /// What the others on a volume have been told so far, to wait for it.
+    pub(super) fn told_before(&self, volume: VolumeId, author: SessionId) -> Told<'_> {
+        let others = self.others(volume, Some(author)).into_iter();
+        let waiting = others.map(|session| (Arc::clone(&session), session.last())).collect();
+        Told { audience: self, waiting, assumed_held: Vec::new() }
+    }
+
+    /// Ends a session: it is told nothing more, and nobody waits for it.
+    pub(super) fn end(&self, session: &Session) {
+        if !session.end() {
+            return;
+        }
+        let mut inner = self.inner();
+        let Some(volume) = inner.sessions.remove(&session.id) else { return };
+        if let Some(of_volume) = inner.volumes.get_mut(&volume) {
+            of_volume.remove(&session.id);
+            if of_volume.is_empty() {
+                inner.volumes.remove(&volume);
+            }
+        }
+        inner.ended.push((volume, session.id));
+        drop(inner);
+        self.ended_added.notify_one();
+    }
+
+    /// Ends all sessions of a volume.
+    pub(crate) fn end_volume(&self, volume: VolumeId) {
+        for session in self.others(volume, None) {
+            self.end(&session);
+        }
+    }
+
+    /// Sessions that have ended since this was last asked.
+    pub(super) fn take_ended(&self) -> Vec<(VolumeId, SessionId)> {
+        std::mem::take(&mut self.inner().ended)
+    }
+
+    /// Waits until a session has ended.
+    pub(super) async fn some_ended(&self) {
+        self.ended_added.notified().await;
+    }
+
+    /// Waits until a session has acknowledged an event or its lease has passed, in which case it is fenced.
+    async fn wait(&self, session: &Session, number: u64) {
+        let mut changes = session.watch();
+        loop {
+            changes.mark_unchanged();
+            if session.is_acknowledged(number) {
+                return;
+            }
+            let deadline = session.deadline();
+            if deadline <= tokio::time::Instant::now() {
+                log::warn!("session {} has not answered within its lease: fenced", session.id);
+                self.end(session);
+                return;
+            }
+            tokio::select! {
+                biased;
+                _ = changes.changed() => {}
+                () = sleep_until(deadline) => {}
+            }
+        }
+    }
+}
+
+impl Told<'_> {
+    /// Waits until each has acknowledged, ended, or been fenced.
+    pub(crate) async fn acknowledged(self) {
+        join_all(self.waiting.iter().map(|(session, number)| self.audience.wait(session, *number))).await;
+    }
+}

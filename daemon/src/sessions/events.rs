@@ -1,0 +1,49 @@
+//! A session's stream of events.
+
+use futures::stream::{self, Stream};
+use std::sync::Arc;
+use tandemfs::api::fs::Event;
+use tokio::time::{Instant, sleep_until};
+
+use super::session::{Next, Session};
+
+/// All events that were not acknowledged yet, then each as it comes, and a heartbeat at the start and whenever a third of the
+/// lease has passed. Ends with the session, or when a younger stream takes its place.
+pub(super) fn stream(session: Arc<Session>) -> impl Stream<Item = Event> + Send + use<> {
+    let (number, given) = session.begin_stream();
+    let place = Place { session, number, given, heartbeat: Instant::now() };
+    stream::unfold(place, |mut place| async move { place.next().await.map(|event| (event, place)) })
+}
+
+struct Place {
+    session: Arc<Session>,
+    number: u64,
+    given: u64,
+    heartbeat: Instant,
+}
+
+impl Place {
+    async fn next(&mut self) -> Option<Event> {
+        let mut changes = self.session.watch();
+        loop {
+            changes.mark_unchanged();
+            match self.session.next(self.number, self.given) {
+                Next::End => return None,
+                Next::Event(event) => {
+                    self.given = super::session::number_of(&event);
+                    return Some(event);
+                }
+                Next::Wait if self.heartbeat <= Instant::now() => {
+                    self.heartbeat = Instant::now() + self.session.lease / 3;
+                    return Some(Event::Heartbeat { number: self.given });
+                }
+                Next::Wait => {}
+            }
+            tokio::select! {
+                biased;
+                _ = changes.changed() => {}
+                () = sleep_until(self.heartbeat) => {}
+            }
+        }
+    }
+}

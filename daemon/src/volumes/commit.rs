@@ -1,0 +1,312 @@
+//! The one way to change a tree: a batch becomes one commit.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use tandemfs::api::fs::BatchReply;
+use tandemfs::id::{Ino, SessionId};
+use tandemfs::tree::{self, Key, Mutation, Outcome, Record, WorkingSet};
+use tandemfs::{Error, Result};
+
+use super::volume::{Moment, State, Volume};
+use crate::meta::{self, Write, keys};
+
+/// At most so many chunks of an orphan are reaped in one commit: 1 GiB of file.
+pub(super) const REAP_CHUNKS: u32 = 256;
+
+/// Finds out, on the state that the batch will change, what to do.
+pub(super) type Plan<'a> = Box<dyn FnMut(&mut WorkingSet) -> Outcome<Vec<Mutation>> + Send + 'a>;
+
+/// A change of a volume.
+pub(crate) struct Change<'a> {
+    /// Whose it is; `None`: the daemon's own, for the endpoints for people and for workers.
+    pub(crate) author: Option<SessionId>,
+    /// Under which sequence number of the author's the answer is kept.
+    pub(crate) sequence: Option<u64>,
+    /// What to do.
+    pub(crate) mutations: Mutations<'a>,
+    /// Inodes that the author holds open.
+    pub(crate) held: Vec<Ino>,
+    /// Others are told but not waited for: nothing that they could be asked about has changed.
+    pub(crate) quiet: bool,
+}
+
+/// What a change does.
+pub(crate) enum Mutations<'a> {
+    /// These.
+    Fixed(Vec<Mutation>),
+    /// What a plan says.
+    Planned(Plan<'a>),
+}
+
+impl<'a> Change<'a> {
+    /// A change by the daemon itself.
+    pub(super) fn own(mutations: Vec<Mutation>) -> Self {
+        let mutations = Mutations::Fixed(mutations);
+        Self { author: None, sequence: None, mutations, held: Vec::new(), quiet: false }
+    }
+
+    /// A change by the daemon itself, decided on what is there.
+    pub(super) fn planned(plan: impl FnMut(&mut WorkingSet) -> Outcome<Vec<Mutation>> + Send + 'a) -> Self {
+        Self { mutations: Mutations::Planned(Box::new(plan)), ..Self::own(Vec::new()) }
+    }
+}
+
+/// A change that was submitted.
+pub(super) struct Submitted {
+    ticket: meta::Ticket,
+    moment: Moment,
+    author: Option<SessionId>,
+    reply: BatchReply,
+    /// What others are told.
+    keys: Vec<Key>,
+    /// Inodes that have lost their last link and live on for now.
+    orphans: Vec<Ino>,
+    /// Those of them that wait for nobody but need more commits to be reaped.
+    unfinished: Vec<Ino>,
+    quiet: bool,
+}
+
+impl Volume {
+    /// Commits a change, tells other sessions, and waits for them. Goes on to the end when the caller goes away.
+    ///
+    /// # Errors
+    /// Those of the rules; `NotFound` about `block`; `Unavailable` when the engine failed; nothing has changed then.
+    pub(crate) async fn commit(self: &Arc<Self>, change: Change<'_>) -> Result<BatchReply> {
+        let submitted = self.submit(change).await?;
+        self.finish(submitted).await
+    }
+
+    /// Completes what was submitted, also when the caller goes away.
+    pub(super) async fn finish(self: &Arc<Self>, submitted: Submitted) -> Result<BatchReply> {
+        let volume = Arc::clone(self);
+        let rest = tokio::spawn(async move { volume.complete(submitted).await });
+        rest.await.unwrap_or_else(|error| Err(Error::internal("a commit was cut short").because(error)))
+    }
+
+    /// The part under the lock. What was submitted must be completed.
+    async fn submit(&self, change: Change<'_>) -> Result<Submitted> {
+        self.shared.meta.ready().await?;
+        let mut state = self.lock().await;
+        if state.removed {
+            return Err(Error::not_found("volume"));
+        }
+        let mut set = WorkingSet::new();
+        let mutations = match change.mutations {
+            Mutations::Fixed(mutations) => mutations,
+            Mutations::Planned(mut plan) => self.run(&state, &mut set, |set| plan(set)).await?,
+        };
+        let mutations = self.without_held(change.author, mutations);
+        self.check_blocks(&mutations).await?;
+        self.preload(&state, &mut set, &mutations).await?;
+        for mutation in &mutations {
+            self.run(&state, &mut set, |set| tree::apply(set, mutation)).await?;
+        }
+        let orphaned = orphaned(&set);
+        let lonely = !self.shared.audience.has_others(self.id, change.author);
+        let (mut orphans, mut doomed) = (Vec::new(), Vec::new());
+        for ino in orphaned {
+            let held = change.author.is_some() && change.held.contains(&ino);
+            if held || !lonely || self.orphans.is_read(ino) {
+                orphans.push(ino);
+            } else {
+                let reap = Mutation::Reap { ino, chunks: REAP_CHUNKS };
+                self.run(&state, &mut set, |set| tree::apply(set, &reap)).await?;
+                doomed.push(ino);
+            }
+        }
+
+        let reaped = mutations.iter().filter_map(|mutation| match mutation {
+            Mutation::Reap { ino, .. } => Some(*ino),
+            _ => None,
+        });
+        let unfinished: Vec<Ino> =
+            reaped.chain(doomed).filter(|ino| matches!(set.get(&Key::Orphan(*ino)), Ok(Some(_)))).collect();
+        let changes = set.into_changes();
+        let (references, mut writes) = self.count_references(&state, &changes.references).await?;
+        for (key, record) in &changes.records {
+            let stored = keys::tree(self.id, key);
+            writes.push(match record {
+                Some(record) => meta::put(stored, record)?,
+                None => meta::remove(stored),
+            });
+        }
+        let records = told(&mutations, &changes.records);
+        let keys = records.iter().map(|(key, _)| key.clone()).collect();
+        let reply = BatchReply { version: state.version + 1, records };
+        if let (Some(author), Some(sequence)) = (change.author, change.sequence) {
+            writes.push(kept_reply(author, sequence, &reply)?);
+        }
+
+        let ticket = self.shared.meta.submit(state.generation, writes)?;
+        // From here to the end nothing waits, so nobody sees a part of it.
+        state.submitted(&self.shared.cache, &changes.records, &references);
+        for ino in &orphans {
+            let holder = change.author.filter(|_| change.held.contains(ino));
+            self.orphans.begin(*ino, holder);
+        }
+        for (key, record) in &changes.records {
+            if let (Key::Orphan(ino), None) = (key, record) {
+                self.orphans.reaped(*ino);
+            }
+        }
+        for ino in &unfinished {
+            self.orphans.begin(*ino, None);
+        }
+        let moment = self.moment(&state);
+        Ok(Submitted {
+            ticket,
+            moment,
+            author: change.author,
+            reply,
+            keys,
+            orphans,
+            unfinished,
+            quiet: change.quiet,
+        })
+    }
+
+    /// Submits records that no rule decides about, under the lock.
+    pub(super) fn submit_records(
+        &self,
+        state: &mut State,
+        writes: Vec<Write>,
+        records: BTreeMap<Key, Option<Record>>,
+    ) -> Result<Submitted> {
+        let ticket = self.shared.meta.submit(state.generation, writes)?;
+        state.submitted(&self.shared.cache, &records, &BTreeMap::new());
+        Ok(Submitted {
+            ticket,
+            moment: self.moment(state),
+            author: None,
+            keys: records.keys().cloned().collect(),
+            reply: BatchReply { version: state.version, records: records.into_iter().collect() },
+            orphans: Vec::new(),
+            unfinished: Vec::new(),
+            quiet: false,
+        })
+    }
+
+    /// The part after the lock: waits for stable storage, then for the other sessions.
+    async fn complete(&self, submitted: Submitted) -> Result<BatchReply> {
+        let Submitted { ticket, moment, author, reply, keys, orphans, unfinished, quiet } = submitted;
+        if let Err(error) = ticket.await {
+            // Drops what builds on it, and wakes who waits for it.
+            drop(self.lock().await);
+            self.forget_orphans(orphans.iter().chain(&unfinished)).await;
+            return Err(error);
+        }
+        self.made_durable(moment);
+        let told = self.shared.audience.tell(self.id, author, reply.version, &keys, &orphans);
+        for (session, inos) in &told.assumed_held {
+            self.orphans.hold(*session, inos);
+        }
+        if !quiet {
+            told.acknowledged().await;
+        }
+        for ino in orphans.into_iter().chain(unfinished) {
+            self.orphans.settle(ino);
+        }
+        Ok(reply)
+    }
+
+    /// Orphans of a commit that failed are none, unless the engine says so.
+    async fn forget_orphans(&self, inos: impl Iterator<Item = &Ino>) {
+        for ino in inos {
+            let state = self.lock().await;
+            match self.record(&state, &Key::Orphan(*ino)).await {
+                Ok(None) => self.orphans.reaped(*ino),
+                _ => self.orphans.settle(*ino),
+            }
+        }
+    }
+
+    /// A client reaps what it lets go of; that does not touch what others hold.
+    fn without_held(&self, author: Option<SessionId>, mutations: Vec<Mutation>) -> Vec<Mutation> {
+        let Some(author) = author else { return mutations };
+        let keep = |mutation: Mutation| match mutation {
+            Mutation::Reap { ino, .. } => {
+                self.orphans.let_go(author, ino).then_some(Mutation::Reap { ino, chunks: REAP_CHUNKS })
+            }
+            other => Some(other),
+        };
+        mutations.into_iter().filter_map(keep).collect()
+    }
+
+    /// Loads at once what the rules will most likely ask for.
+    async fn preload(&self, state: &State, set: &mut WorkingSet, mutations: &[Mutation]) -> Result<()> {
+        let mut wanted = BTreeSet::from([Key::Usage]);
+        for mutation in mutations {
+            match mutation {
+                Mutation::Create { parent, name, ino, .. } => {
+                    wanted.extend([Key::Inode(*parent), Key::Entry(*parent, name.clone()), Key::Inode(*ino)]);
+                }
+                Mutation::Link { ino, parent, name, .. } => {
+                    wanted.extend([Key::Inode(*ino), Key::Inode(*parent), Key::Entry(*parent, name.clone())]);
+                }
+                Mutation::Unlink { parent, name, .. } | Mutation::RemoveDirectory { parent, name, .. } => {
+                    wanted.extend([Key::Inode(*parent), Key::Entry(*parent, name.clone())]);
+                }
+                Mutation::Rename { parent, name, new_parent, new_name, .. } => {
+                    wanted.extend([Key::Inode(*parent), Key::Entry(*parent, name.clone())]);
+                    wanted.extend([Key::Inode(*new_parent), Key::Entry(*new_parent, new_name.clone())]);
+                }
+                Mutation::Write { ino, extents, .. } => {
+                    wanted.insert(Key::Inode(*ino));
+                    if let [extent] = extents.as_slice() {
+                        wanted.insert(Key::Chunk(*ino, extent.offset / tree::CHUNK_SIZE));
+                    }
+                }
+                Mutation::SetAttributes { ino, .. }
+                | Mutation::SetXattr { ino, .. }
+                | Mutation::RemoveXattr { ino, .. }
+                | Mutation::SetDigest { ino, .. } => drop(wanted.insert(Key::Inode(*ino))),
+                Mutation::Reap { ino, .. } => wanted.extend([Key::Inode(*ino), Key::Orphan(*ino)]),
+            }
+        }
+        wanted.retain(|key| set.get(key).is_err());
+        let wanted: Vec<Key> = wanted.into_iter().collect();
+        let records = self.records(state, &wanted).await?;
+        for (key, record) in wanted.into_iter().zip(records) {
+            set.load(key, record);
+        }
+        Ok(())
+    }
+}
+
+/// The inodes that have become orphans in a working set.
+fn orphaned(set: &WorkingSet) -> Vec<Ino> {
+    let changed = set.changed().iter();
+    changed
+        .filter_map(|(key, record)| match (key, record) {
+            (Key::Orphan(ino), Some(_)) => Some(*ino),
+            _ => None,
+        })
+        .collect()
+}
+
+/// What the author and others are told: all but the extents of files that the batch did not write to, which are those of
+/// orphans that it reaped.
+fn told(
+    mutations: &[Mutation],
+    records: &BTreeMap<Key, Option<Record>>,
+) -> Vec<(Key, Option<Record>)> {
+    let written: BTreeSet<Ino> = mutations
+        .iter()
+        .filter_map(|mutation| match mutation {
+            Mutation::Write { ino, .. } | Mutation::SetAttributes { ino, .. } => Some(*ino),
+            _ => None,
+        })
+        .collect();
+    let is_told = |key: &Key| match key {
+        Key::Chunk(ino, _) => written.contains(ino),
+        Key::Orphan(_) => false,
+        _ => true,
+    };
+    let told = records.iter().filter(|(key, _)| is_told(key));
+    told.map(|(key, record)| (key.clone(), record.clone())).collect()
+}
+
+/// The write that keeps an answer.
+fn kept_reply(author: SessionId, sequence: u64, reply: &BatchReply) -> Result<Write> {
+    meta::put(keys::reply(author, sequence % tandemfs::api::fs::SESSION_SLOTS), &(sequence, reply))
+}

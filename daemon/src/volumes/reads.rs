@@ -1,0 +1,116 @@
+//! Answers to wants: the state of one moment, once it is on stable storage.
+
+use tandemfs::api::fs::{Answer, CHUNKS_PAGE_MAX, DIRECTORY_PAGE_MAX, READ_WANTS_MAX, ReadReply};
+use tandemfs::tree::{Key, Outcome, Record, Want, WorkingSet};
+use tandemfs::{Error, Result};
+
+use super::load::Page;
+use super::volume::{State, Volume};
+
+/// How often a read is begun again because a commit that it had seen failed.
+const TRIES: usize = 8;
+/// Records in one answer, over all its wants; what comes after is answered as incomplete.
+const RECORDS_MAX: usize = 16_384;
+
+impl Volume {
+    /// Answers wants.
+    ///
+    /// # Errors
+    /// `Invalid` for too many; `Unavailable`.
+    pub(crate) async fn read(&self, wants: &[Want]) -> Result<ReadReply> {
+        if wants.len() > READ_WANTS_MAX {
+            return Err(Error::invalid(format!("more than {READ_WANTS_MAX} wants")));
+        }
+        self.settled(async |state| {
+            let mut answers = Vec::with_capacity(wants.len());
+            let mut room = RECORDS_MAX;
+            for want in wants {
+                let answer = self.answer(state, want, room).await?;
+                room = room.saturating_sub(answer.records.len()).max(1);
+                answers.push(answer);
+            }
+            Ok(ReadReply { version: state.version, answers })
+        })
+        .await
+    }
+
+    /// What a rule says of the state of one moment.
+    ///
+    /// # Errors
+    /// Those of the rule; `Unavailable`.
+    pub(super) async fn query<T>(&self, rule: impl Fn(&WorkingSet) -> Outcome<T>) -> Result<T> {
+        self.settled(async |state| self.run(state, &mut WorkingSet::new(), |set| rule(set)).await).await
+    }
+
+    /// Reads under the lock, and gives what was read when nothing in it can be undone any more.
+    pub(super) async fn settled<T>(&self, read: impl AsyncFn(&State) -> Result<T>) -> Result<T> {
+        for _ in 0..TRIES {
+            let state = self.lock().await;
+            if state.removed {
+                return Err(Error::not_found("volume"));
+            }
+            let found = read(&state).await;
+            let moment = self.moment(&state);
+            drop(state);
+            if self.durable(moment).await {
+                return found;
+            }
+        }
+        Err(Error::unavailable("changes fail again and again"))
+    }
+
+    async fn answer(&self, state: &State, want: &Want, room: usize) -> Result<Answer> {
+        let whole = |records| Answer { records, complete: true };
+        Ok(match want {
+            Want::Record(key) => whole(vec![(key.clone(), self.record(state, key).await?)]),
+            Want::Lookup { parent, name } => {
+                let key = Key::Entry(*parent, name.clone());
+                let entry = self.record(state, &key).await?;
+                let mut records = vec![(key, entry)];
+                if let Some((_, Some(Record::Entry(entry)))) = records.first() {
+                    let inode = Key::Inode(entry.ino);
+                    let record = self.record(state, &inode).await?;
+                    records.push((inode, record));
+                }
+                whole(records)
+            }
+            Want::Directory { ino, after, limit } => {
+                let limit = (*limit).clamp(1, DIRECTORY_PAGE_MAX) as usize;
+                let from = after.as_ref().map(|name| super::load::after(name.as_bytes())).unwrap_or_default();
+                let page = self.entries(state, *ino, &from, limit.min(room)).await?;
+                self.with_inodes(state, page).await?
+            }
+            Want::Chunks { ino, from, to } => {
+                let limit = usize::try_from(CHUNKS_PAGE_MAX).unwrap_or(usize::MAX).min(room);
+                let page = self.chunks(state, *ino, *from, *to, limit).await?;
+                let records = page.records.into_iter().map(|(key, record)| (key, Some(record)));
+                Answer { records: records.collect(), complete: page.complete }
+            }
+            Want::Xattrs(_) | Want::Links(_) => {
+                let mut set = WorkingSet::new();
+                let keys = self
+                    .run(state, &mut set, |set| {
+                        let keys = set.range(want)?;
+                        keys.into_iter().map(|key| Ok((key.clone(), set.get(&key)?.cloned()))).collect::<Outcome<_>>()
+                    })
+                    .await?;
+                whole(keys)
+            }
+        })
+    }
+
+    async fn with_inodes(&self, state: &State, page: Page) -> Result<Answer> {
+        let inodes: Vec<Key> = page
+            .records
+            .iter()
+            .filter_map(|(_, record)| match record {
+                Record::Entry(entry) => Some(Key::Inode(entry.ino)),
+                _ => None,
+            })
+            .collect();
+        let found = self.records(state, &inodes).await?;
+        let entries = page.records.into_iter().map(|(key, record)| (key, Some(record)));
+        let with_inodes = entries.zip(inodes.into_iter().zip(found)).flat_map(|(entry, inode)| [entry, inode]);
+        Ok(Answer { records: with_inodes.collect(), complete: page.complete })
+    }
+}
