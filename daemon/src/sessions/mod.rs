@@ -8,19 +8,17 @@
 pub(crate) mod audience;
 mod events;
 mod session;
-#[cfg(test)]
-mod tests;
 
 use bytes::Bytes;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 use tandemfs::api::fs::{
-    Ack, BATCH_MUTATIONS_MAX, BLOCK_SIZE_MAX, Batch, BatchReply, InodeRange, OpenSession, Read, ReadReply,
-    ResumeSession, SESSION_SLOTS, SessionGrant,
+    Ack, BATCH_MUTATIONS_MAX, Batch, BatchReply, InodeRange, OpenSession, Read, ReadReply, ResumeSession,
+    SESSION_SLOTS, SessionGrant,
 };
 use tandemfs::clock::Clock;
-use tandemfs::id::{BlockId, Ino, SessionId, UserId, VolumeId};
+use tandemfs::id::{BlockId, Ino, SessionId, UserId};
 use tandemfs::tree::{Key, Mutation, Record};
 use tandemfs::{Error, Result};
 use tokio::sync::watch;
@@ -78,7 +76,8 @@ impl Sessions {
                 audience.add(volume, Arc::new(session));
             }
         }
-        let sessions = Arc::new(Self { meta, volumes, audience, clock, lease, worker: std::sync::Mutex::default() });
+        let sessions =
+            Arc::new(Self { meta, volumes, audience, clock, lease, worker: std::sync::Mutex::default() });
         let worker = tokio::spawn(watch_over(Arc::downgrade(&sessions), lease));
         *sessions.worker.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(worker);
         Ok(sessions)
@@ -102,7 +101,8 @@ impl Sessions {
         if open.client.len() > CLIENT_MAX {
             return Err(Error::invalid(format!("the client's name is longer than {CLIENT_MAX} bytes")));
         }
-        let of_user = self.audience.all().iter().filter(|session| session.record().user == caller.user).count();
+        let of_user =
+            self.audience.all().iter().filter(|session| session.record().user == caller.user).count();
         if of_user >= SESSIONS_MAX {
             return Err(Error::too_many_requests(format!("{SESSIONS_MAX} sessions are open")));
         }
@@ -126,7 +126,12 @@ impl Sessions {
     ///
     /// # Errors
     /// `SessionEnded` when it was fenced; `NotFound` for somebody else's.
-    pub async fn resume(&self, caller: &Caller, id: SessionId, resume: &ResumeSession) -> Result<SessionGrant> {
+    pub async fn resume(
+        &self,
+        caller: &Caller,
+        id: SessionId,
+        resume: &ResumeSession,
+    ) -> Result<SessionGrant> {
         let (session, volume) = self.find(caller, id).await?;
         volume.orphans().hold(id, &resume.held);
         self.grant(&session, &volume).await
@@ -207,7 +212,9 @@ impl Sessions {
     /// As [`Sessions::resume`]; `ReadOnly`; `Stale` for a sequence number out of the window; those of the rules.
     pub async fn batch(&self, caller: &Caller, id: SessionId, batch: Batch) -> Result<BatchReply> {
         let (session, volume) = self.find(caller, id).await?;
-        if batch.sequence == 0 || batch.mutations.len() > BATCH_MUTATIONS_MAX || batch.held.len() > BATCH_MUTATIONS_MAX
+        if batch.sequence == 0
+            || batch.mutations.len() > BATCH_MUTATIONS_MAX
+            || batch.held.len() > BATCH_MUTATIONS_MAX
         {
             return Err(Error::invalid("sequence number 0, or too much in one batch"));
         }
@@ -362,7 +369,12 @@ fn writable(session: &Session) -> Result<()> {
 }
 
 /// Carries a batch out and tells all who wait for it.
-async fn run_batch(session: Arc<Session>, volume: Arc<Volume>, batch: Batch, answer: watch::Sender<Answered>) {
+async fn run_batch(
+    session: Arc<Session>,
+    volume: Arc<Volume>,
+    batch: Batch,
+    answer: watch::Sender<Answered>,
+) {
     let sequence = batch.sequence;
     let result = commit_batch(&session, &volume, batch).await;
     session.done(sequence, result.is_ok());

@@ -315,6 +315,8 @@ impl Inner {
 /// The number of an event.
 pub(super) fn number_of(event: &Event) -> u64 {
     match event {
-        Event::Changed { number, .. } | Event::DropAll { number, .. } | Event::Heartbeat { number } => *number,
+        Event::Changed { number, .. } | Event::DropAll { number, .. } | Event::Heartbeat { number } => {
+            *number
+        }
     }
 }

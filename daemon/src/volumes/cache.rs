@@ -54,7 +54,8 @@ impl RecordCache {
     pub(super) fn new(bytes: u64) -> Self {
         // A fixed hash and number of shards, so that a simulation repeats itself.
         let items = usize::try_from(bytes / 320).unwrap_or(usize::MAX).max(1);
-        let options = OptionsBuilder::new().estimated_items_capacity(items).weight_capacity(bytes).shards(4).build();
+        let options =
+            OptionsBuilder::new().estimated_items_capacity(items).weight_capacity(bytes).shards(4).build();
         Self(match options {
             Ok(options) => sync::Cache::with_options(options, Weigh, Hash::default(), Default::default()),
             Err(_) => sync::Cache::with(items, bytes, Weigh, Hash::default(), Default::default()),

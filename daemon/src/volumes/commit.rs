@@ -86,10 +86,7 @@ impl Volume {
     /// The part under the lock. What was submitted must be completed.
     async fn submit(&self, change: Change<'_>) -> Result<Submitted> {
         self.shared.meta.ready().await?;
-        let mut state = self.lock().await;
-        if state.removed {
-            return Err(Error::not_found("volume"));
-        }
+        let mut state = self.lock_live().await?;
         let mut set = WorkingSet::new();
         let mutations = match change.mutations {
             Mutations::Fixed(mutations) => mutations,
@@ -286,10 +283,7 @@ fn orphaned(set: &WorkingSet) -> Vec<Ino> {
 
 /// What the author and others are told: all but the extents of files that the batch did not write to, which are those of
 /// orphans that it reaped.
-fn told(
-    mutations: &[Mutation],
-    records: &BTreeMap<Key, Option<Record>>,
-) -> Vec<(Key, Option<Record>)> {
+fn told(mutations: &[Mutation], records: &BTreeMap<Key, Option<Record>>) -> Vec<(Key, Option<Record>)> {
     let written: BTreeSet<Ino> = mutations
         .iter()
         .filter_map(|mutation| match mutation {

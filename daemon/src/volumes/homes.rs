@@ -141,10 +141,7 @@ impl Volumes {
 
 impl Volume {
     async fn set_quota(self: &Arc<Self>, bytes: Option<u64>, inodes: Option<u64>) -> Result<()> {
-        let mut state = self.lock().await;
-        if state.removed {
-            return Err(Error::not_found("volume"));
-        }
+        let mut state = self.lock_live().await?;
         let usage = match self.record(&state, &Key::Usage).await? {
             Some(Record::Usage(usage)) => usage,
             _ => Usage::default(),

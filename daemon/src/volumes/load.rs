@@ -135,7 +135,14 @@ impl Volume {
     }
 
     /// Chunks `from..to` of a file, at most `limit` of those that are there.
-    pub(super) async fn chunks(&self, state: &State, ino: Ino, from: u64, to: u64, limit: usize) -> Result<Page> {
+    pub(super) async fn chunks(
+        &self,
+        state: &State,
+        ino: Ino,
+        from: u64,
+        to: u64,
+        limit: usize,
+    ) -> Result<Page> {
         if to <= from {
             return Ok(Page { records: Vec::new(), complete: true });
         }
@@ -144,9 +151,13 @@ impl Volume {
             // Most writes touch one chunk, and the cache may know it.
             let key = Key::Chunk(ino, from);
             let record = self.record(state, &key).await?;
-            return Ok(Page { records: record.map(|record| (key, record)).into_iter().collect(), complete: true });
+            return Ok(Page {
+                records: record.map(|record| (key, record)).into_iter().collect(),
+                complete: true,
+            });
         }
-        let (first, last) = (keys::tree(self.id, &Key::Chunk(ino, from)), keys::tree(self.id, &Key::Chunk(ino, to)));
+        let (first, last) =
+            (keys::tree(self.id, &Key::Chunk(ino, from)), keys::tree(self.id, &Key::Chunk(ino, to)));
         self.scan(state, &want, &first, &last, limit).await
     }
 
@@ -164,7 +175,10 @@ impl Volume {
         let prefix = keys::orphan_prefix(self.id);
         let first = keys::tree(self.id, &Key::Orphan(from));
         let found = self.shared.meta.scan::<Record>(&first, &keys::end_of(&prefix), limit).await?;
-        found.iter().map(|(key, _)| Ok(Ino(number(&mut key.get(prefix.len()..).unwrap_or_default())?))).collect()
+        found
+            .iter()
+            .map(|(key, _)| Ok(Ino(number(&mut key.get(prefix.len()..).unwrap_or_default())?)))
+            .collect()
     }
 
     /// Scans the engine and lays over it what is pending.
@@ -230,7 +244,7 @@ fn number(rest: &mut &[u8]) -> Result<u64> {
 }
 
 /// The first key after `key`.
-pub(super) fn after(key: &[u8]) -> Vec<u8> {
+pub(crate) fn after(key: &[u8]) -> Vec<u8> {
     let mut next = key.to_vec();
     next.push(0);
     next

@@ -12,8 +12,6 @@ mod load;
 mod orphans;
 mod reads;
 mod references;
-#[cfg(test)]
-mod tests;
 mod volume;
 
 use rand::rngs::StdRng;
@@ -167,11 +165,8 @@ impl Volumes {
     pub(crate) async fn settle_recovered(&self) -> Result<()> {
         for record in self.records().await? {
             let prefix = keys::orphan_prefix(record.id);
-            let some = self
-                .shared
-                .meta
-                .scan::<tandemfs::tree::Record>(&prefix, &keys::end_of(&prefix), 1)
-                .await?;
+            let some =
+                self.shared.meta.scan::<tandemfs::tree::Record>(&prefix, &keys::end_of(&prefix), 1).await?;
             if !some.is_empty() && !record.removed {
                 self.even_removed(record.id).await?.orphans.settle_all();
             }

@@ -1,6 +1,7 @@
 //! Answers to wants: the state of one moment, once it is on stable storage.
 
 use tandemfs::api::fs::{Answer, CHUNKS_PAGE_MAX, DIRECTORY_PAGE_MAX, READ_WANTS_MAX, ReadReply};
+use tandemfs::id::Ino;
 use tandemfs::tree::{Key, Outcome, Record, Want, WorkingSet};
 use tandemfs::{Error, Result};
 
@@ -21,17 +22,22 @@ impl Volume {
         if wants.len() > READ_WANTS_MAX {
             return Err(Error::invalid(format!("more than {READ_WANTS_MAX} wants")));
         }
-        self.settled(async |state| {
+        for _ in 0..TRIES {
+            let state = self.lock_live().await?;
             let mut answers = Vec::with_capacity(wants.len());
             let mut room = RECORDS_MAX;
             for want in wants {
-                let answer = self.answer(state, want, room).await?;
+                let answer = self.answer(&state, want, room).await?;
                 room = room.saturating_sub(answer.records.len()).max(1);
                 answers.push(answer);
             }
-            Ok(ReadReply { version: state.version, answers })
-        })
-        .await
+            let (version, moment) = (state.version, self.moment(&state));
+            drop(state);
+            if self.durable(moment).await {
+                return Ok(ReadReply { version, answers });
+            }
+        }
+        Err(undone())
     }
 
     /// What a rule says of the state of one moment.
@@ -39,24 +45,31 @@ impl Volume {
     /// # Errors
     /// Those of the rule; `Unavailable`.
     pub(super) async fn query<T>(&self, rule: impl Fn(&WorkingSet) -> Outcome<T>) -> Result<T> {
-        self.settled(async |state| self.run(state, &mut WorkingSet::new(), |set| rule(set)).await).await
-    }
-
-    /// Reads under the lock, and gives what was read when nothing in it can be undone any more.
-    pub(super) async fn settled<T>(&self, read: impl AsyncFn(&State) -> Result<T>) -> Result<T> {
         for _ in 0..TRIES {
-            let state = self.lock().await;
-            if state.removed {
-                return Err(Error::not_found("volume"));
-            }
-            let found = read(&state).await;
+            let state = self.lock_live().await?;
+            let found = self.run(&state, &mut WorkingSet::new(), |set| rule(set)).await;
             let moment = self.moment(&state);
             drop(state);
             if self.durable(moment).await {
                 return found;
             }
         }
-        Err(Error::unavailable("changes fail again and again"))
+        Err(undone())
+    }
+
+    /// Entries of a directory from the name `from` on, which need not be one, with their inodes.
+    pub(super) async fn entries_from(&self, ino: Ino, from: &[u8], limit: usize) -> Result<Answer> {
+        for _ in 0..TRIES {
+            let state = self.lock_live().await?;
+            let page = self.entries(&state, ino, from, limit).await?;
+            let answer = self.with_inodes(&state, page).await?;
+            let moment = self.moment(&state);
+            drop(state);
+            if self.durable(moment).await {
+                return Ok(answer);
+            }
+        }
+        Err(undone())
     }
 
     async fn answer(&self, state: &State, want: &Want, room: usize) -> Result<Answer> {
@@ -91,7 +104,9 @@ impl Volume {
                 let keys = self
                     .run(state, &mut set, |set| {
                         let keys = set.range(want)?;
-                        keys.into_iter().map(|key| Ok((key.clone(), set.get(&key)?.cloned()))).collect::<Outcome<_>>()
+                        keys.into_iter()
+                            .map(|key| Ok((key.clone(), set.get(&key)?.cloned())))
+                            .collect::<Outcome<_>>()
                     })
                     .await?;
                 whole(keys)
@@ -110,7 +125,12 @@ impl Volume {
             .collect();
         let found = self.records(state, &inodes).await?;
         let entries = page.records.into_iter().map(|(key, record)| (key, Some(record)));
-        let with_inodes = entries.zip(inodes.into_iter().zip(found)).flat_map(|(entry, inode)| [entry, inode]);
+        let with_inodes =
+            entries.zip(inodes.into_iter().zip(found)).flat_map(|(entry, inode)| [entry, inode]);
         Ok(Answer { records: with_inodes.collect(), complete: page.complete })
     }
+}
+
+fn undone() -> Error {
+    Error::unavailable("changes fail again and again")
 }

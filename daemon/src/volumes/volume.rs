@@ -135,6 +135,18 @@ impl Volume {
         state
     }
 
+    /// Takes the lock of a volume that is in use.
+    ///
+    /// # Errors
+    /// `NotFound` when it is being removed.
+    pub(super) async fn lock_live(&self) -> Result<MutexGuard<'_, State>> {
+        let state = self.lock().await;
+        if state.removed {
+            return Err(Error::not_found("volume"));
+        }
+        Ok(state)
+    }
+
     /// This moment; for use under the lock.
     pub(super) fn moment(&self, state: &State) -> Moment {
         Moment { position: state.position, resets: self.progress.borrow().resets }
@@ -169,7 +181,7 @@ impl Volume {
     }
 
     /// Inode numbers that were never given before.
-    pub(super) async fn take_inos(&self, count: u64) -> Result<std::ops::Range<u64>> {
+    pub(crate) async fn take_inos(&self, count: u64) -> Result<std::ops::Range<u64>> {
         let first = self.shared.meta.next_numbers(&format!("inode:{}", self.id), count).await?;
         // Numbers begin at 1, which is the root's.
         Ok(first + Ino::ROOT.0..first + Ino::ROOT.0 + count)

@@ -2,16 +2,16 @@
 
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tandemfs::id::BlockId;
-use tandemfs::tree::{CHUNK_SIZE, Chunk, Inode};
+use tandemfs::tree::{CHUNK_SIZE, Chunk, Inode, Key, Record, Want};
 use tandemfs::{Error, Result};
 
 use super::super::volume::Volume;
-use super::{CHUNKS_PAGE, Volumes, etag};
+use super::{CHUNKS_PAGE, Volumes, chunks_of, etag};
 use crate::accounts::Caller;
 
 /// What all downloads together keep in memory, roughly.
@@ -72,7 +72,11 @@ impl Volumes {
     ///
     /// # Errors
     /// `Unavailable`, `Corrupt`, or `Stale` when the file has changed since it was found.
-    pub async fn read(&self, download: &Download, range: Range<u64>) -> Result<BoxStream<'static, Result<Bytes>>> {
+    pub async fn read(
+        &self,
+        download: &Download,
+        range: Range<u64>,
+    ) -> Result<BoxStream<'static, Result<Bytes>>> {
         let mut pieces = self.pieces(&download.volume, &download.inode, range);
         match pieces.next().await {
             Some(Ok(first)) => Ok(stream::once(async { Ok(first) }).chain(pieces).boxed()),
@@ -104,7 +108,7 @@ impl Volumes {
             pieces: VecDeque::new(),
         };
         let volume = Arc::clone(volume);
-        let pieces = stream::unfold(Some(reading), async |reading| {
+        let pieces = stream::unfold(Some(reading), |reading: Option<Reading>| async move {
             let mut reading = reading?;
             match reading.next().await {
                 Ok(Some(piece)) => Some((Ok(piece), Some(reading))),
@@ -118,7 +122,9 @@ impl Volumes {
                 async move {
                     match piece? {
                         Piece::Hole(length) => Ok(Bytes::from_static(&ZEROS[..length])),
-                        Piece::Data(block, range) => volume.shared.replicator.get(volume.id, block, range).await,
+                        Piece::Data(block, range) => {
+                            volume.shared.replicator.get(volume.id, block, range).await
+                        }
                     }
                 }
             })
@@ -160,23 +166,14 @@ impl Reading {
         let (ino, content) = (self.inode.ino, self.inode.content);
         let first = self.at / CHUNK_SIZE;
         let last = (self.end.div_ceil(CHUNK_SIZE)).min(first + CHUNKS_PAGE as u64);
-        let volume = &self.volume;
-        let chunks = volume
-            .settled(async |state| {
-                match volume.record(state, &tandemfs::tree::Key::Inode(ino)).await? {
-                    Some(tandemfs::tree::Record::Inode(inode)) if inode.content == content => {}
-                    _ => return Err(Error::stale("the file has changed while it was read")),
-                }
-                Ok(volume.chunks(state, ino, first, last, CHUNKS_PAGE).await?.records)
-            })
-            .await?;
-        let mut chunks: std::collections::BTreeMap<u64, Chunk> = chunks
-            .into_iter()
-            .filter_map(|(key, record)| match (key, record) {
-                (tandemfs::tree::Key::Chunk(_, number), tandemfs::tree::Record::Chunk(chunk)) => Some((number, chunk)),
-                _ => None,
-            })
-            .collect();
+        let wants = [Want::Record(Key::Inode(ino)), Want::Chunks { ino, from: first, to: last }];
+        let records = self.volume.read(&wants).await?.answers.into_iter().flat_map(|answer| answer.records);
+        let mut records = records.collect::<Vec<_>>();
+        match records.first() {
+            Some((_, Some(Record::Inode(inode)))) if inode.content == content => {}
+            _ => return Err(Error::stale("the file has changed while it was read")),
+        }
+        let mut chunks: BTreeMap<u64, Chunk> = chunks_of(records.split_off(1)).collect();
         for number in first..last {
             let begin = number * CHUNK_SIZE;
             let from = self.at.saturating_sub(begin);

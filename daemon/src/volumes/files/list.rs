@@ -29,7 +29,7 @@ struct Level {
     ino: Ino,
     name: Option<Name>,
     /// Entries that were read and not looked at.
-    entries: VecDeque<(Name, Entry)>,
+    entries: VecDeque<(Name, Kind, Option<Inode>)>,
     /// Where to read on; `None` at the end.
     next: Option<Vec<u8>>,
 }
@@ -168,14 +168,15 @@ impl<'a> Walk<'a> {
                 return Ok(Step::End);
             }
             let Some(level) = self.levels.last_mut() else { return Ok(Step::End) };
-            let Some((name, entry)) = level.entries.pop_front() else {
+            let Some((name, kind, inode)) = level.entries.pop_front() else {
                 let Some(from) = level.next.take() else {
                     self.levels.pop();
                     continue;
                 };
-                let (entries, next) = self.volume.some_entries(level.ino, &from).await?;
-                level.entries = entries;
-                level.next = next;
+                let answer = self.volume.entries_from(level.ino, &from, ENTRIES_PAGE).await?;
+                level.entries = entries_of(answer.records);
+                let last = level.entries.back().filter(|_| !answer.complete);
+                level.next = last.map(|(name, ..)| after(name.as_bytes()));
                 continue;
             };
             if depth == self.fixed + 1 && !name.as_bytes().starts_with(&self.begins) {
@@ -185,18 +186,13 @@ impl<'a> Walk<'a> {
             let parent = level.ino;
             let names = self.levels.iter().filter_map(|level| level.name.clone());
             let path: Vec<Name> = names.chain([name.clone()]).collect();
-            match entry.kind {
-                Kind::Directory if depth < DEPTH_MAX => {
-                    self.levels.push(Level::new(entry.ino, Some(name), Vec::new()));
+            match (kind, inode) {
+                (Kind::Directory, Some(inode)) if depth < DEPTH_MAX => {
+                    self.levels.push(Level::new(inode.ino, Some(name), Vec::new()));
                 }
-                Kind::File => {
-                    // A file with several links is listed once, at its first.
-                    if let Some(inode) = self.volume.inode(entry.ino).await?
-                        && inode.parent == parent
-                        && inode.name.as_ref() == Some(&name)
-                    {
-                        return Ok(Step::File(inode, path));
-                    }
+                // A file with several links is listed once, at its first.
+                (Kind::File, Some(inode)) if inode.parent == parent && inode.name.as_ref() == Some(&name) => {
+                    return Ok(Step::File(inode, path));
                 }
                 _ => {}
             }
@@ -213,29 +209,21 @@ impl Volume {
     async fn entry(&self, parent: Ino, name: &Name) -> Result<Option<Entry>> {
         self.query(|set| set.entry(parent, name)).await
     }
+}
 
-    async fn inode(&self, ino: Ino) -> Result<Option<Inode>> {
-        self.query(|set| {
-            Ok(match set.get(&Key::Inode(ino))? {
-                Some(Record::Inode(inode)) => Some(inode.as_ref().clone()),
-                _ => None,
-            })
-        })
-        .await
+/// The entries among a directory's records, each of which its inode follows.
+fn entries_of(records: Vec<(Key, Option<Record>)>) -> VecDeque<(Name, Kind, Option<Inode>)> {
+    let mut entries = VecDeque::new();
+    for (key, record) in records {
+        match (key, record) {
+            (Key::Entry(_, name), Some(Record::Entry(entry))) => entries.push_back((name, entry.kind, None)),
+            (Key::Inode(_), Some(Record::Inode(inode))) => {
+                if let Some((.., place)) = entries.back_mut() {
+                    *place = Some(*inode);
+                }
+            }
+            _ => {}
+        }
     }
-
-    /// Some entries of a directory from a place on, and where to go on.
-    async fn some_entries(&self, ino: Ino, from: &[u8]) -> Result<(VecDeque<(Name, Entry)>, Option<Vec<u8>>)> {
-        let page = self.settled(async |state| self.entries(state, ino, from, ENTRIES_PAGE).await).await?;
-        let entries: VecDeque<(Name, Entry)> = page
-            .records
-            .into_iter()
-            .filter_map(|(key, record)| match (key, record) {
-                (Key::Entry(_, name), Record::Entry(entry)) => Some((name, entry)),
-                _ => None,
-            })
-            .collect();
-        let next = entries.back().filter(|_| !page.complete).map(|(name, _)| after(name.as_bytes()));
-        Ok((entries, next))
-    }
+    entries
 }

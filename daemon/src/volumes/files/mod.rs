@@ -5,12 +5,12 @@ mod list;
 mod precondition;
 mod upload;
 
+use futures::StreamExt;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use tandemfs::api::files::{File, FileBlock, FileDetail, Storage};
 use tandemfs::id::{FileId, Ino, VolumeId};
 use tandemfs::name::{Name, join_path};
-use futures::StreamExt;
 use tandemfs::tree::{self, Chunk, Credentials, Inode, Key, Mutation, Outcome, Record, Want, WorkingSet};
 use tandemfs::{Error, Result};
 
@@ -18,9 +18,9 @@ pub use self::download::Download;
 pub use self::precondition::{Preconditions, RangeAnswer, etag, range_of};
 pub use self::upload::Upload;
 
+use super::Volumes;
 use super::commit::Change;
 use super::volume::Volume;
-use super::Volumes;
 use crate::accounts::Caller;
 
 /// The most blocks that the detail of one file names.
@@ -98,7 +98,7 @@ impl Volumes {
     /// `Unavailable`.
     pub async fn storage(&self, caller: &Caller) -> Result<Storage> {
         let usage = self.usage(caller.home).await?;
-        let room = self.shared.replicator.room().await?;
+        let room = self.shared.replicator.room().await;
         let free = room.free_bytes / u64::from(self.settings.replicas.max(1));
         let left = usage.quota_bytes.map_or(free, |quota| quota.saturating_sub(usage.bytes).min(free));
         Ok(Storage {
@@ -189,18 +189,20 @@ impl Volume {
 
     /// Some of a file's chunks from one on, and where to go on.
     async fn some_chunks(&self, ino: Ino, from: u64) -> Result<(Vec<(u64, Chunk)>, Option<u64>)> {
-        let page = self.settled(async |state| self.chunks(state, ino, from, u64::MAX, CHUNKS_PAGE).await).await?;
-        let chunks: Vec<(u64, Chunk)> = page
-            .records
-            .into_iter()
-            .filter_map(|(key, record)| match (key, record) {
-                (Key::Chunk(_, number), Record::Chunk(chunk)) => Some((number, chunk)),
-                _ => None,
-            })
-            .collect();
-        let next = chunks.last().filter(|_| !page.complete).map(|(number, _)| number + 1);
+        let answer = self.read(&[Want::Chunks { ino, from, to: u64::MAX }]).await?.answers.pop();
+        let answer = answer.ok_or_else(|| Error::internal("a want without an answer"))?;
+        let chunks: Vec<(u64, Chunk)> = chunks_of(answer.records).collect();
+        let next = chunks.last().filter(|_| !answer.complete).map(|(number, _)| number + 1);
         Ok((chunks, next))
     }
+}
+
+/// The chunks among some records.
+fn chunks_of(records: Vec<(Key, Option<Record>)>) -> impl Iterator<Item = (u64, Chunk)> {
+    records.into_iter().filter_map(|(key, record)| match (key, record) {
+        (Key::Chunk(_, number), Some(Record::Chunk(chunk))) => Some((number, chunk)),
+        _ => None,
+    })
 }
 
 /// A regular file with links, in a working set.

@@ -24,7 +24,8 @@ impl Preconditions {
     /// # Errors
     /// `Stale` when one does not hold.
     pub fn check(&self, etag: Option<&str>) -> Result<()> {
-        let failed = self.if_match.as_ref().is_some_and(|tags| !etag.is_some_and(|etag| lists(tags, etag, false)));
+        let failed =
+            self.if_match.as_ref().is_some_and(|tags| !etag.is_some_and(|etag| lists(tags, etag, false)));
         if failed || self.is_not_modified(etag) {
             return Err(Error::stale("a precondition does not hold"));
         }
@@ -89,7 +90,9 @@ fn parse(range: &str) -> Option<(Option<u64>, Option<u64>)> {
     let (first, last) = spec.trim().split_once('-')?;
     let number = |text: &str| match text {
         "" => Some(None),
-        digits if digits.bytes().all(|byte| byte.is_ascii_digit()) => Some(Some(digits.parse().unwrap_or(u64::MAX))),
+        digits if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
+            Some(Some(digits.parse().unwrap_or(u64::MAX)))
+        }
         _ => None,
     };
     let (first, last) = (number(first)?, number(last)?);

@@ -124,10 +124,19 @@ impl Upload {
             let (mut parent, missing) = parents(set, path)?;
             let by = Credentials { uid: parent.uid, gid: parent.gid };
             let mut mutations = Vec::new();
-            let (last, directories) = missing.split_last().ok_or_else(|| Error::internal("no name is missing"))?;
+            let (last, directories) =
+                missing.split_last().ok_or_else(|| Error::internal("no name is missing"))?;
             for (name, ino) in directories.iter().zip(&inos) {
                 let (name, node, mode) = (name.clone(), NewNode::Directory, 0o755);
-                mutations.push(Mutation::Create { parent: parent.ino, name, ino: *ino, node, mode, by, time });
+                mutations.push(Mutation::Create {
+                    parent: parent.ino,
+                    name,
+                    ino: *ino,
+                    node,
+                    mode,
+                    by,
+                    time,
+                });
                 parent.ino = *ino;
             }
             let (name, node) = (last.clone(), NewNode::File);
@@ -183,7 +192,7 @@ async fn joined(stored: JoinHandle<Result<()>>) -> Result<()> {
 
 /// The deepest directory of a path that is there, and the names below it that are not, the file's own last.
 fn parents(set: &WorkingSet, path: &[Name]) -> Outcome<(Inode, Vec<Name>)> {
-    let mut parent = set.directory(Ino::ROOT)?;
+    let mut parent = set.directory(Ino::ROOT)?.clone();
     for (depth, name) in path.iter().enumerate() {
         let Some(entry) = set.entry(parent.ino, name)? else {
             return Ok((parent, path[depth..].to_vec()));
@@ -194,7 +203,7 @@ fn parents(set: &WorkingSet, path: &[Name]) -> Outcome<(Inode, Vec<Name>)> {
         if entry.kind != Kind::Directory {
             return Err(Error::not_a_directory(name.to_lossy()).into());
         }
-        parent = set.directory(entry.ino)?;
+        parent = set.directory(entry.ino)?.clone();
     }
     Err(Error::invalid("the path names no file").into())
 }
