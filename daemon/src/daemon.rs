@@ -54,15 +54,8 @@ impl Daemon {
             quota_files: settings.quota_files,
         };
         let key_file = settings.data.join("jwt.key");
-        let accounts =
-            Accounts::open(meta.clone(), homes, Arc::clone(&clock), rules, &key_file, None).await?;
-        Ok(Arc::new(Self {
-            settings,
-            clock,
-            meta,
-            accounts: Arc::new(accounts),
-            stopping: CancellationToken::new(),
-        }))
+        let accounts = Accounts::open(meta.clone(), homes, Arc::clone(&clock), rules, &key_file, None).await?;
+        Ok(Arc::new(Self { settings, clock, meta, accounts: Arc::new(accounts), stopping: CancellationToken::new() }))
     }
 }
 

@@ -157,10 +157,7 @@ impl Try<'_> {
             None => false,
         };
         if had {
-            self.throttle
-                .meta
-                .commit(Vec::new(), vec![meta::remove(keys::login_failures(of_account))])
-                .await?;
+            self.throttle.meta.commit(Vec::new(), vec![meta::remove(keys::login_failures(of_account))]).await?;
         }
         Ok(())
     }
