@@ -166,6 +166,9 @@ impl Header {
         if pieces.len() != whole.len() {
             return Err(corrupt("wrong length"));
         }
+        if range.is_empty() {
+            return Ok(Bytes::new());
+        }
         let sums = self.table.get(whole.start / PIECE..).unwrap_or_default();
         for (piece, sum) in pieces.chunks(PIECE).zip(sums) {
             if check(piece) != *sum {
@@ -193,4 +196,144 @@ fn take<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N]> {
     let (taken, left) = rest.split_first_chunk().ok_or_else(|| corrupt("its header is cut off"))?;
     *rest = left;
     Ok(*taken)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Bytes, DATA_MAX, HEADER_MAX, Header, OBJECT_MAX, PIECE, decode, encode};
+    use crate::ErrorKind;
+    use crate::id::{BlockId, VolumeId};
+    use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
+
+    const VOLUME: VolumeId = VolumeId(7);
+    const ID: BlockId = BlockId([0xab; 32]);
+
+    fn data(length: usize) -> Vec<u8> {
+        (0..length as u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
+    }
+
+    /// Lengths around the borders of pieces.
+    const LENGTHS: [usize; 9] = [0, 1, 100, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE, DATA_MAX - 1, DATA_MAX];
+
+    #[test]
+    fn what_was_encoded_is_decoded() {
+        for length in LENGTHS {
+            let object = encode(VOLUME, &ID, &data(length)).unwrap();
+            assert!(object.len() <= OBJECT_MAX);
+            let header = Header::parse(&object[..object.len().min(HEADER_MAX)]).unwrap();
+            assert_eq!((header.volume(), header.id(), header.data_len()), (VOLUME, ID, length as u32));
+            assert_eq!(header.object_len(), object.len() as u64);
+            assert_eq!(decode(&ID, object).unwrap(), data(length));
+        }
+        assert_eq!(encode(VOLUME, &ID, &vec![0; DATA_MAX + 1]).unwrap_err().kind(), ErrorKind::TooLarge);
+    }
+
+    #[test]
+    fn the_layout_is_as_documented() {
+        let object = encode(VolumeId(0x0102), &ID, b"hello").unwrap();
+        assert_eq!(object.len(), 64 + 16 + 16 + 5);
+        let begin = b"TANDEMBK\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01\x02";
+        assert_eq!(object[..24], begin[..]);
+        assert_eq!(object[24..56], ID.0);
+        assert_eq!(object[56..64], [0, 0, 0, 5, 0, 0, 0, 5]);
+        assert_eq!(object[64..80], blake3::hash(b"hello").as_bytes()[..16]);
+        assert_eq!(object[80..96], blake3::hash(&object[..80]).as_bytes()[..16]);
+        assert_eq!(&object[96..], b"hello");
+    }
+
+    #[test]
+    fn every_part_can_be_read_alone() {
+        let whole = data(3 * PIECE + 17);
+        let object = encode(VOLUME, &ID, &whole).unwrap();
+        let header = Header::parse(&object).unwrap();
+        let borders =
+            [0, 1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE, 3 * PIECE, 3 * PIECE + 16, 3 * PIECE + 17];
+        for from in borders {
+            for to in borders.into_iter().filter(|to| *to >= from) {
+                let range = from as u32..to as u32;
+                let stored = header.stored_range(range.clone());
+                assert!(
+                    stored.end - stored.start <= (to - from + 2 * PIECE) as u64,
+                    "reads little more than it must"
+                );
+                let pieces = object.slice(stored.start as usize..stored.end as usize);
+                assert_eq!(header.cut(range.clone(), pieces.clone()).unwrap(), whole[from..to], "{range:?}");
+                for at in (0..pieces.len()).step_by(PIECE / 3) {
+                    let mut bad = pieces.to_vec();
+                    bad[at] ^= 4;
+                    assert_eq!(header.cut(range.clone(), bad.into()).unwrap_err().kind(), ErrorKind::Corrupt);
+                }
+                if let Some(short) = pieces.len().checked_sub(1) {
+                    assert_eq!(
+                        header.cut(range, pieces.slice(..short)).unwrap_err().kind(),
+                        ErrorKind::Corrupt
+                    );
+                }
+            }
+        }
+        let end = whole.len() as u32;
+        assert_eq!(header.cut(end..end + 1, Bytes::new()).unwrap_err().kind(), ErrorKind::OutOfRange);
+        #[expect(clippy::reversed_empty_ranges, reason = "must not panic")]
+        let backwards = 5..3;
+        assert_eq!(header.stored_range(backwards.clone()).count(), 0);
+        assert_eq!(header.cut(backwards, Bytes::new()).unwrap_err().kind(), ErrorKind::OutOfRange);
+        assert_eq!(header.stored_range(u32::MAX - 1..u32::MAX).count(), 0);
+    }
+
+    #[test]
+    fn every_truncation_and_every_bit_is_noticed() {
+        let object = encode(VOLUME, &ID, &data(300)).unwrap();
+        for length in 0..object.len() {
+            assert_eq!(
+                decode(&ID, object.slice(..length)).unwrap_err().kind(),
+                ErrorKind::Corrupt,
+                "cut at {length}"
+            );
+        }
+        for bit in 0..object.len() * 8 {
+            let mut bad = object.to_vec();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(decode(&ID, bad.into()).unwrap_err().kind(), ErrorKind::Corrupt, "bit {bit}");
+        }
+        let mut long = object.to_vec();
+        long.push(0);
+        assert_eq!(decode(&ID, long.into()).unwrap_err().kind(), ErrorKind::Corrupt);
+        // Sound, but of another block: the files of two objects were swapped.
+        assert_eq!(decode(&BlockId([1; 32]), object).unwrap_err().kind(), ErrorKind::Corrupt);
+    }
+
+    #[test]
+    fn swapped_pieces_are_noticed() {
+        let object = encode(VOLUME, &ID, &data(2 * PIECE)).unwrap();
+        let header = Header::parse(&object).unwrap().len();
+        let (first, second) = object[header..].split_at(PIECE);
+        assert_ne!(first, second);
+        let swapped = [&object[..header], second, first].concat();
+        assert_eq!(decode(&ID, swapped.into()).unwrap_err().kind(), ErrorKind::Corrupt);
+    }
+
+    proptest! {
+        #[test]
+        fn random_bytes_are_refused(bytes in proptest::collection::vec(any::<u8>(), 0..2_000), like: bool) {
+            let mut bytes = bytes;
+            if like {
+                // Past the first checks, so that the later ones see noise as well.
+                let start = encode(VOLUME, &ID, b"x").unwrap();
+                let known = bytes.len().min(56);
+                bytes[..known].copy_from_slice(&start[..known]);
+            }
+            prop_assert!(Header::parse(&bytes).is_err());
+            prop_assert!(decode(&ID, bytes.into()).is_err());
+        }
+
+        #[test]
+        fn any_change_is_refused(length in 0..200_000_usize, at: proptest::sample::Index, to: u8) {
+            let object = encode(VOLUME, &ID, &data(length)).unwrap();
+            let mut changed = object.to_vec();
+            let at = at.index(changed.len());
+            changed[at] = to;
+            let same = changed == object;
+            prop_assert_eq!(decode(&ID, changed.into()).is_ok(), same);
+        }
+    }
 }

@@ -410,3 +410,7 @@ impl Drop for End {
         drop(waiting);
     }
 }
+
+#[cfg(test)]
+#[path = "queue_tests.rs"]
+mod tests;
