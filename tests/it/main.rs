@@ -1,1 +1,16 @@
-fn main(){}
+//! Tests of the whole system: real processes, real mounts, real failures. They need root and /dev/fuse; a machine without
+//! them fails the tests, it does not skip them.
+#![allow(missing_docs, unreachable_pub)]
+
+mod cluster;
+mod shell;
+
+mod crash;
+mod damage;
+mod disk_full;
+mod failure;
+mod power;
+mod rest;
+mod start;
+mod tools;
+mod two_mounts;

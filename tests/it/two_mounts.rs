@@ -1,0 +1,85 @@
+//! What one mount has finished, every other sees in its next call.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use super::cluster::Cluster;
+
+const ROUNDS: u64 = 2_500;
+
+#[test]
+fn what_one_has_finished_the_other_sees_in_its_next_call() {
+    let cluster = Cluster::start();
+    let (one, two) = (cluster.mount("one"), cluster.mount("two"));
+    let mounts = [one.path(), two.path()];
+    for round in 0..ROUNDS {
+        let [here, there] = if round % 2 == 0 { mounts } else { [mounts[1], mounts[0]] };
+        let name = format!("n{}", round % 7);
+        // It is not there; the other looks (and might remember that).
+        assert!(!there.join(&name).exists(), "round {round}: {name} should not be there");
+        let text = format!("text of round {round}");
+        fs::write(here.join(&name), &text).unwrap();
+        assert_eq!(fs::read_to_string(there.join(&name)).unwrap(), text, "round {round}: written");
+        let longer = format!("{text}, and more");
+        fs::write(here.join(&name), &longer).unwrap();
+        assert_eq!(
+            fs::metadata(there.join(&name)).unwrap().len(),
+            longer.len() as u64,
+            "round {round}: size"
+        );
+        assert_eq!(fs::read_to_string(there.join(&name)).unwrap(), longer, "round {round}: overwritten");
+        let renamed = format!("r{}", round % 5);
+        fs::rename(here.join(&name), here.join(&renamed)).unwrap();
+        assert!(!there.join(&name).exists(), "round {round}: the old name");
+        let (a, b) =
+            (fs::metadata(here.join(&renamed)).unwrap(), fs::metadata(there.join(&renamed)).unwrap());
+        assert_eq!(
+            (a.ino(), a.len(), a.mtime_nsec()),
+            (b.ino(), b.len(), b.mtime_nsec()),
+            "round {round}: renamed"
+        );
+        fs::remove_file(here.join(&renamed)).unwrap();
+        assert!(!there.join(&renamed).exists(), "round {round}: removed");
+    }
+    one.unmount();
+    two.unmount();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rest_and_mount_see_each_other_at_once() {
+    let cluster = Cluster::start();
+    let mount = cluster.mount("m");
+    let rest = cluster.login("admin", "admin123").await;
+    for round in 0..50 {
+        let path = format!("d/f{round}");
+        assert!(!mount.path().join(&path).exists());
+        let (status, file) = rest.upload(&path, format!("up {round}").into_bytes()).await;
+        assert_eq!(status, 201, "{file}");
+        assert_eq!(fs::read_to_string(mount.path().join(&path)).unwrap(), format!("up {round}"));
+        fs::write(mount.path().join(&path), format!("from the mount {round}")).unwrap();
+        let id = file["file_id"].as_str().unwrap();
+        let (status, content) = rest.download(id).await;
+        assert_eq!((status, content), (200, format!("from the mount {round}").into_bytes()));
+        let answer = rest.request("DELETE", &format!("/files/{id}")).send().await.unwrap();
+        assert_eq!(answer.status(), 204);
+        assert!(!mount.path().join(&path).exists());
+    }
+    mount.unmount();
+}
+
+#[test]
+fn a_session_that_died_holds_nobody_up_for_longer_than_its_lease() {
+    let cluster = Cluster::start_with(&["--config", &super::damage::config("lease_ms = 2000\n")]);
+    let (one, two) = (cluster.mount("one"), cluster.mount("two"));
+    fs::write(one.path().join("f"), "1").unwrap();
+    assert_eq!(fs::read_to_string(two.path().join("f")).unwrap(), "1");
+    super::cluster::signal(two.pid(), "STOP");
+    let pid = two.pid();
+    fs::write(one.path().join("f"), "22").unwrap();
+    super::cluster::signal(pid, "CONT");
+    // It was fenced meanwhile: what it shows is the new state, not what it remembers.
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    assert_eq!(fs::read_to_string(two.path().join("f")).unwrap(), "22");
+    one.unmount();
+    two.unmount();
+}
