@@ -307,6 +307,10 @@ impl Transport {
     }
 
     fn request(&self, call: &Call, token: Option<&str>) -> Result<RequestBuilder> {
+        // These would name another path.
+        if let Some(segment) = call.path.iter().find(|segment| matches!(segment.as_str(), "" | "." | "..")) {
+            return Err(Error::invalid(format!("{segment:?} is not a name")));
+        }
         let mut url = self.base.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().extend(&call.path);
