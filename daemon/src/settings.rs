@@ -34,6 +34,10 @@ pub struct Settings {
     pub collect_interval_s: u64,
     /// How long a node may be failed before its copies are made anew on others, in seconds.
     pub heal_delay_s: u64,
+    /// How often everything that a node holds is read and checked, in seconds; 0 for never.
+    pub scrub_interval_s: u64,
+    /// How fast that is read, in bytes per second.
+    pub scrub_bytes_per_s: u64,
     /// How often nodes are probed, in milliseconds.
     pub probe_interval_ms: u64,
     /// A node that has not answered a call for so long counts as failing, in milliseconds.
@@ -76,6 +80,8 @@ impl Default for Settings {
             grace_s: 600,
             collect_interval_s: 60,
             heal_delay_s: 600,
+            scrub_interval_s: 7 * 86_400,
+            scrub_bytes_per_s: 64 << 20,
             probe_interval_ms: 2_000,
             node_timeout_ms: 10_000,
             metadata_cache_bytes: 64 << 20,

@@ -33,7 +33,7 @@ pub use census::{Census, Sum};
 pub use guard::BlockGuard;
 pub use nodes::{FailedBy, NodeRecord, NodeSetup};
 pub(crate) use nodes::{Node, Nodes};
-pub(crate) use repair::{Check, Mended};
+pub(crate) use repair::{Check, LIST, Mended};
 
 /// Records that are read at once when all are walked.
 pub(crate) const PAGE: usize = 256;
@@ -236,6 +236,11 @@ impl Replicator {
         let possible = self.nodes.all().filter(|node| node.is_healthy() && node.candidate().weight > 0).count();
         let expected = replicas.iter().filter(|id| self.is_expected(**id)).count();
         healthy > 0 && healthy < self.replicas.min(possible) && healthy + expected < self.replicas
+    }
+
+    /// Whether blocks with this set of copies have fewer healthy ones than wanted, or more.
+    pub(crate) fn is_short(&self, replicas: &[NodeId]) -> bool {
+        replicas.iter().filter(|id| self.nodes.is_healthy(**id)).count() != self.replicas
     }
 
     /// Whether a node that is not healthy may be so again before its copies are to be made on others.

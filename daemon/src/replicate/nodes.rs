@@ -72,6 +72,8 @@ pub struct NodeRecord {
     pub failed_by: Option<FailedBy>,
     /// When it came into its state.
     pub since: Time,
+    /// Goes up with each change of its state, so that work that was begun in an earlier one is found to be out of date.
+    pub term: u64,
 }
 
 /// A node: its record, its store, and how its last calls went.
@@ -183,9 +185,16 @@ impl Nodes {
                 state: NodeState::Healthy,
                 failed_by: None,
                 since: clock.now(),
+                term: 0,
             };
             let record = match records.get(&setup.id) {
-                Some(old) => NodeRecord { state: old.state, failed_by: old.failed_by, since: old.since, ..new },
+                Some(old) => NodeRecord {
+                    state: old.state,
+                    failed_by: old.failed_by,
+                    since: old.since,
+                    term: old.term,
+                    ..new
+                },
                 None => new,
             };
             if records.get(&setup.id) != Some(&record) {
@@ -345,6 +354,7 @@ impl Nodes {
         record.state = NodeState::Failed;
         record.failed_by = Some(FailedBy::Probe);
         record.since = self.clock.now();
+        record.term += 1;
         drop(record);
         node.unsaved.store(true, Ordering::SeqCst);
         self.changed.send_modify(|times| *times += 1);
@@ -368,6 +378,7 @@ impl Nodes {
             if record.state != state {
                 record.since = self.clock.now();
             }
+            record.term += 1;
             record.state = state;
             record.failed_by = failed_by;
             before

@@ -27,6 +27,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 pub(crate) use self::commit::{Change, Mutations};
+pub use self::garbage::Collected;
 pub(crate) use self::load::after as key_after;
 pub(crate) use self::volume::Volume;
 
