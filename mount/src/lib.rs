@@ -3,4 +3,8 @@
 //! [`fs`] turns a call of the kernel into a request or an answer from its caches and knows nothing of FUSE;
 //! [`adapter`] is the only file beside `main.rs` that names fuser.
 
+pub mod adapter;
+pub mod background;
+pub mod client;
 pub mod fs;
+pub mod options;

@@ -88,6 +88,12 @@ impl Client {
         Ok(data)
     }
 
+    /// A whole block.
+    pub async fn get_whole_block(&self, session: SessionId, id: &BlockId) -> Result<Bytes> {
+        let (session, id) = (session.to_string(), id.to_string());
+        self.transport.bytes(Call::get(&path(&session, &["blocks", &id])).compact(), BLOCK_SIZE_MAX).await
+    }
+
     /// What happens to a session. The stream ends with an error, or when the daemon closes it.
     pub async fn events(
         &self,

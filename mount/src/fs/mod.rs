@@ -155,6 +155,14 @@ impl Fs {
         }
     }
 
+    /// Commits what is dirty.
+    ///
+    /// # Errors
+    /// The last failure of writing.
+    pub async fn commit_all(&self) -> Result<()> {
+        self.data.commit_older(Duration::ZERO).await
+    }
+
     /// Commits what is dirty and ends the session.
     ///
     /// # Errors
@@ -168,6 +176,13 @@ impl Fs {
     /// Whether the volume takes no changes.
     pub fn is_read_only(&self) -> bool {
         self.read_only
+    }
+
+    /// Has the kernel drop a file's pages, in a thread that may wait for it.
+    pub fn drop_pages(&self, ino: Ino) {
+        if let Some(kernel) = self.session.kernel.get().cloned() {
+            tokio::task::spawn_blocking(move || kernel.drop_pages(ino, 0, 0));
+        }
     }
 
     /// The kernel has forgotten an inode so many of the times that it was told of it.

@@ -1,0 +1,303 @@
+//! The command line of `tandem-mount` and of the mount helper `mount.tandemfs` (mount(8), "external helpers").
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tandemfs::config::{parse_duration, parse_size};
+use tandemfs::{Error, Result};
+
+/// What is shown for `--help`.
+pub const USAGE: &str = "\
+Mounts a TandemFS volume as a directory.
+
+usage: tandem-mount URL DIRECTORY [-o option,option=…] [-f] [-v]
+       mount.tandemfs URL DIRECTORY [-sfnv] [-N namespace] [-o options] [-t type]
+
+  -f   stay in the foreground (as mount.tandemfs: check everything and mount nothing)
+  -v   say more
+  -o   options, separated by commas:
+       volume=NAME           a shared volume instead of one's own
+       credentials=FILE      a file of mode 0600 with `token = \"…\"`, or `username = \"…\"` and `password = \"…\"`
+       ca=FILE               trust this authority (PEM) as well
+       memory=SIZE           for all buffers and caches together, 128M if not given
+       offline_timeout=TIME  how long calls wait for a daemon that is away, 5min if not given
+       log=FILE              where to log to in the background
+       ro, sync, noexec, allow_other; suid and dev for root with allow_other
+
+Without credentials= they come from TANDEM_TOKEN, or TANDEM_USER with TANDEM_PASSWORD (each also as …_FILE), or from
+`tandem login`. Unmount with `umount DIRECTORY` or `fusermount3 -u DIRECTORY`.
+";
+
+/// The least memory that is of use, in bytes.
+const MEMORY_MIN: u64 = 32 << 20;
+
+/// What mount(8) and fstab(5) add for themselves, or what is so anyway.
+const IGNORED: &[&str] = &[
+    "defaults",
+    "rw",
+    "async",
+    "exec",
+    "nosuid",
+    "nodev",
+    "auto",
+    "noauto",
+    "user",
+    "nouser",
+    "users",
+    "owner",
+    "group",
+    "_netdev",
+    "nofail",
+    "relatime",
+    "norelatime",
+    "noatime",
+    "atime",
+    "diratime",
+    "nodiratime",
+    "strictatime",
+    "lazytime",
+    "nolazytime",
+    "dirsync",
+    "default_permissions",
+    "loud",
+    "silent",
+    "iversion",
+    "noiversion",
+    "mand",
+    "nomand",
+];
+/// What we know.
+const KNOWN: &str =
+    "volume=, credentials=, ca=, memory=, offline_timeout=, log=, ro, sync, noexec, allow_other, suid, dev";
+
+/// A command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommandLine {
+    /// The daemon.
+    pub url: String,
+    /// Where to mount.
+    pub directory: PathBuf,
+    /// Stay in the foreground.
+    pub foreground: bool,
+    /// Check and do not mount.
+    pub fake: bool,
+    /// Say more.
+    pub verbose: bool,
+    /// What `-o` says.
+    pub options: MountOptions,
+}
+
+/// What `-o` says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountOptions {
+    /// A shared volume.
+    pub volume: Option<String>,
+    /// A file with credentials.
+    pub credentials: Option<PathBuf>,
+    /// A certificate authority to trust.
+    pub ca: Option<PathBuf>,
+    /// Bytes for all buffers and caches.
+    pub memory: usize,
+    /// How long calls wait for a daemon that is away.
+    pub offline_timeout: Duration,
+    /// Where to log to.
+    pub log: Option<PathBuf>,
+    /// Nothing is changed.
+    pub read_only: bool,
+    /// Every write is durable when it returns.
+    pub sync: bool,
+    /// Nothing is executed.
+    pub no_exec: bool,
+    /// Other users may use the mount.
+    pub allow_other: bool,
+    /// Set-user-id counts.
+    pub suid: bool,
+    /// Device files work.
+    pub dev: bool,
+}
+
+impl Default for MountOptions {
+    fn default() -> Self {
+        Self {
+            volume: None,
+            credentials: None,
+            ca: None,
+            memory: 128 << 20,
+            offline_timeout: Duration::from_secs(300),
+            log: None,
+            read_only: false,
+            sync: false,
+            no_exec: false,
+            allow_other: false,
+            suid: false,
+            dev: false,
+        }
+    }
+}
+
+/// What a command line asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// To mount.
+    Mount(Box<CommandLine>),
+    /// For [`USAGE`].
+    Help,
+    /// For the version.
+    Version,
+}
+
+/// Reads a command line without its first word. `helper`: as mount(8) calls it.
+///
+/// # Errors
+/// `Invalid`, with a sentence.
+pub fn parse(arguments: impl IntoIterator<Item = String>, helper: bool) -> Result<Asked> {
+    let mut arguments = arguments.into_iter();
+    let mut places = Vec::new();
+    let (mut fake, mut foreground, mut verbose, mut sloppy, mut read_only) =
+        (false, false, false, false, false);
+    let mut texts = Vec::new();
+    while let Some(argument) = arguments.next() {
+        let mut value =
+            |letter| arguments.next().ok_or_else(|| Error::invalid(format!("-{letter} needs a value")));
+        match argument.as_str() {
+            "--help" | "-h" => return Ok(Asked::Help),
+            "--version" | "-V" => return Ok(Asked::Version),
+            "-o" => texts.push(value('o')?),
+            "-N" | "-t" if helper => drop(value(if argument == "-N" { 'N' } else { 't' })?),
+            text if text.starts_with("-o") => texts.push(text[2..].to_owned()),
+            text if text.starts_with('-') && text.len() > 1 => {
+                for letter in text[1..].chars() {
+                    match letter {
+                        'f' if helper => fake = true,
+                        'f' => foreground = true,
+                        'v' => verbose = true,
+                        's' if helper => sloppy = true,
+                        'n' if helper => (),
+                        'r' => read_only = true,
+                        'w' => (),
+                        _ => return Err(Error::invalid(format!("unknown option {text}; see --help"))),
+                    }
+                }
+            }
+            _ => places.push(argument),
+        }
+    }
+    let Ok([url, directory]) = <[String; 2]>::try_from(places) else {
+        return Err(Error::invalid("a URL and a directory are needed; see --help"));
+    };
+    let mut options = MountOptions { read_only, ..MountOptions::default() };
+    for text in texts.iter().flat_map(|text| text.split(',')).filter(|text| !text.is_empty()) {
+        match parse_option(text, &mut options)? {
+            true => (),
+            false if sloppy => log::debug!("ignoring the unknown option {text}"),
+            false => {
+                let name = text.split('=').next().unwrap_or(text);
+                return Err(Error::invalid(format!("unknown mount option {name:?}; known are {KNOWN}")));
+            }
+        }
+    }
+    if (options.suid || options.dev) && !options.allow_other {
+        return Err(Error::invalid("suid and dev are of use with allow_other only"));
+    }
+    let directory = PathBuf::from(directory);
+    Ok(Asked::Mount(Box::new(CommandLine { url, directory, foreground, fake, verbose, options })))
+}
+
+/// Takes one option in; answers whether it is known.
+fn parse_option(text: &str, options: &mut MountOptions) -> Result<bool> {
+    let (name, value) = match text.split_once('=') {
+        Some((name, value)) => (name, Some(value)),
+        None => (text, None),
+    };
+    let needed = || match value {
+        Some(value) if !value.is_empty() => Ok(value),
+        _ => Err(Error::invalid(format!("{name}= needs a value"))),
+    };
+    match (name, value) {
+        ("volume", _) => options.volume = Some(needed()?.to_owned()),
+        ("credentials", _) => options.credentials = Some(needed()?.into()),
+        ("ca", _) => options.ca = Some(needed()?.into()),
+        ("log", _) => options.log = Some(needed()?.into()),
+        ("memory", _) => {
+            let bytes = parse_size(needed()?)?;
+            if bytes < MEMORY_MIN {
+                return Err(Error::invalid("memory= must be 32M at least"));
+            }
+            options.memory = usize::try_from(bytes).map_err(|_| Error::invalid("memory= is too large"))?;
+        }
+        ("offline_timeout", _) => options.offline_timeout = parse_duration(needed()?)?,
+        ("password" | "pass" | "token", _) => {
+            return Err(Error::invalid("secrets are not taken from the command line; use credentials=FILE"));
+        }
+        ("ro", None) => options.read_only = true,
+        ("rw", None) => options.read_only = false,
+        ("sync", None) => options.sync = true,
+        ("noexec", None) => options.no_exec = true,
+        ("allow_other", None) => options.allow_other = true,
+        ("suid", None) => options.suid = true,
+        ("dev", None) => options.dev = true,
+        ("comment", _) => (),
+        _ => {
+            return Ok(name.starts_with("x-")
+                || name.starts_with("X-")
+                || (value.is_none() && IGNORED.contains(&name)));
+        }
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Asked, CommandLine, MountOptions, parse};
+    use std::path::PathBuf;
+    use std::time::Duration;
+
+    fn read(text: &str, helper: bool) -> tandemfs::Result<CommandLine> {
+        match parse(text.split(' ').map(str::to_owned), helper)? {
+            Asked::Mount(line) => Ok(*line),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_command_line_is_read() {
+        let line =
+            read("http://a /b -o ro,memory=64M,volume=x -oallow_other,offline_timeout=3s -f", false).unwrap();
+        let options = MountOptions {
+            volume: Some("x".into()),
+            memory: 64 << 20,
+            offline_timeout: Duration::from_secs(3),
+            read_only: true,
+            allow_other: true,
+            ..MountOptions::default()
+        };
+        assert_eq!(line.options, options);
+        assert!(line.foreground && !line.fake);
+        assert_eq!((line.url.as_str(), line.directory), ("http://a", PathBuf::from("/b")));
+    }
+
+    #[test]
+    fn the_helper_takes_what_mount_gives_it() {
+        let line =
+            read("http://a /b -sfnv -N 5 -t tandemfs -o rw,noauto,user,_netdev,nofail,x-a.b=c,odd=1", true);
+        let line = line.unwrap();
+        assert!(line.fake && line.verbose && !line.foreground);
+        assert_eq!(line.options, MountOptions::default());
+    }
+
+    #[test]
+    fn what_is_wrong_is_refused_with_a_sentence() {
+        for (line, word) in [
+            ("http://a", "directory"),
+            ("http://a /b -o odd", "volume="),
+            ("http://a /b -o memory=1M", "32M"),
+            ("http://a /b -o credentials=", "credentials="),
+            ("http://a /b -o password=x", "command line"),
+            ("http://a /b -o suid", "allow_other"),
+            ("http://a /b -x", "-x"),
+        ] {
+            let error = read(line, false).unwrap_err().to_string();
+            assert!(error.contains(word), "{line}: {error}");
+        }
+    }
+}
