@@ -44,7 +44,7 @@ pub(super) fn reap(set: &mut WorkingSet, ino: Ino, chunks: u32) -> Outcome<()> {
 }
 
 /// The keys of a file's last chunks, at most so many. Looked for in windows from the end that double until one has
-/// any, so that neither a hole of terabytes takes many steps nor a full file more than what is asked for.
+/// any, which may be fewer than there are before a hole, so that neither a hole of terabytes takes many steps nor a full file more than what is asked for.
 fn last_chunks(set: &WorkingSet, inode: &Inode, at_most: u32) -> Outcome<Vec<Key>> {
     let count = inode.size.div_ceil(CHUNK_SIZE);
     let mut window = u64::from(at_most);

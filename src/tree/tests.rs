@@ -3,5 +3,7 @@
 
 mod content;
 mod links;
+mod model;
 mod rules;
+mod sequences;
 mod store;

@@ -163,13 +163,6 @@ impl Store {
         }
     }
 
-    pub(super) fn lookup(&self, parent: Ino, name: &Name) -> Option<Ino> {
-        match self.records.get(&Key::Entry(parent, name.clone()))? {
-            Record::Entry(entry) => Some(entry.ino),
-            other => panic!("an entry is {other:?}"),
-        }
-    }
-
     pub(super) fn usage(&self) -> Usage {
         match self.records.get(&Key::Usage) {
             Some(Record::Usage(usage)) => *usage,
