@@ -40,7 +40,7 @@ async fn store_token(context: &Context, username: &str, password: String) -> Res
     let reply = context.client.login(&Login { username: username.to_owned(), password }).await?;
     let client = context.client_as(Credentials::Token(reply.token))?;
     let name = token_name();
-    for old in client.list_tokens().await?.tokens.iter().filter(|token| token.name == name) {
+    for old in client.list_tokens(None).await?.tokens.iter().filter(|token| token.name == name) {
         revoke_if_there(&client, &old.token_id).await?;
     }
     let created = client.create_token(&NewToken { name, expires_in_days: None }).await?;
@@ -69,7 +69,7 @@ pub(super) async fn logout(context: &Context) -> Outcome {
 }
 
 async fn revoke_if_there(client: &Client, token_id: &str) -> Result<()> {
-    match client.revoke_token(token_id).await {
+    match client.revoke_token(token_id, None).await {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         outcome => outcome,
     }
@@ -104,8 +104,8 @@ pub(super) async fn change_password(
 }
 
 /// `tandem tokens list`
-pub(super) async fn list_tokens(context: &Context) -> Outcome {
-    let tokens = context.client.list_tokens().await?;
+pub(super) async fn list_tokens(context: &Context, user: Option<&str>) -> Outcome {
+    let tokens = context.client.list_tokens(user).await?;
     context.show(&tokens, |list| {
         let row = |token: &Token| {
             vec![

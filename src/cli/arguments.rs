@@ -172,7 +172,11 @@ pub(crate) struct PasswordSource {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Tokens {
     /// List them.
-    List,
+    List {
+        /// Another user's (admins).
+        #[arg(long, value_name = "NAME")]
+        user: Option<String>,
+    },
     /// Make one and print it, this one time.
     Create {
         /// What it is for.
@@ -185,6 +189,9 @@ pub(crate) enum Tokens {
     Revoke {
         /// From `tandem tokens list`.
         token_id: String,
+        /// Another user's (admins).
+        #[arg(long, value_name = "NAME")]
+        user: Option<String>,
     },
 }
 
@@ -212,7 +219,7 @@ pub(crate) enum Admin {
     /// The users.
     #[command(subcommand)]
     Users(Users),
-    /// The own tokens, as `tandem tokens`.
+    /// Tokens: as `tandem tokens`, for all users by --user.
     #[command(subcommand)]
     Tokens(Tokens),
     /// Configuration, totals, capacity.

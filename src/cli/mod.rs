@@ -92,11 +92,11 @@ async fn dispatch(context: &Context, command: Command) -> Outcome {
         Command::Status => status::status(context).await,
         Command::Storage => status::storage(context).await,
         Command::Tokens(tokens) | Command::Admin(Admin::Tokens(tokens)) => match tokens {
-            Tokens::List => account::list_tokens(context).await,
+            Tokens::List { user } => account::list_tokens(context, user.as_deref()).await,
             Tokens::Create { name, expires_in_days } => {
                 account::create_token(context, name, expires_in_days).await
             }
-            Tokens::Revoke { token_id } => Ok(context.client.revoke_token(&token_id).await?),
+            Tokens::Revoke { token_id, user } => Ok(context.client.revoke_token(&token_id, user.as_deref()).await?),
         },
         Command::Admin(Admin::Users(users)) => users::run(context, users).await,
         Command::Admin(command) => admin::run(context, command).await,

@@ -53,13 +53,13 @@ impl Client {
         self.transport.value(Call::post(&["v1", "tokens"]).body(token)?).await
     }
 
-    /// The caller's tokens.
-    pub async fn list_tokens(&self) -> Result<TokenList> {
-        self.transport.value(Call::get(&["v1", "tokens"])).await
+    /// The caller's tokens, or another user's (admins).
+    pub async fn list_tokens(&self, user: Option<&str>) -> Result<TokenList> {
+        self.transport.value(Call::get(&["v1", "tokens"]).query("user", user)).await
     }
 
-    /// Ends a token.
-    pub async fn revoke_token(&self, token_id: &str) -> Result<()> {
-        self.transport.done(Call::delete(&["v1", "tokens", token_id])).await
+    /// Ends a token of the caller, or of another user (admins).
+    pub async fn revoke_token(&self, token_id: &str, user: Option<&str>) -> Result<()> {
+        self.transport.done(Call::delete(&["v1", "tokens", token_id]).query("user", user)).await
     }
 }
