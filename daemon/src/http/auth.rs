@@ -1,6 +1,8 @@
 //! Who is asking: the extractors that every protected route names.
 
-use axum::extract::FromRequestParts;
+use std::net::{IpAddr, SocketAddr};
+
+use axum::extract::{ConnectInfo, FromRequestParts};
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
@@ -48,5 +50,32 @@ impl FromRequestParts<App> for Admin {
             Role::Admin => Ok(Self(caller)),
             Role::User => Err(Error::forbidden("for admins only").into()),
         }
+    }
+}
+
+/// The token that the request carries, as it is.
+pub(super) struct Secret(pub(super) String);
+
+impl FromRequestParts<App> for Secret {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, Problem> {
+        Ok(Self(bearer(&parts.headers)?.to_owned()))
+    }
+}
+
+/// Where the request comes from, by its connection: headers that claim another address are not believed.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub IpAddr);
+
+impl<S: Send + Sync> FromRequestParts<S> for Peer {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let ConnectInfo(address) = parts
+            .extensions
+            .get::<ConnectInfo<SocketAddr>>()
+            .ok_or_else(|| Error::internal("a request without a connection"))?;
+        Ok(Self(address.ip().to_canonical()))
     }
 }

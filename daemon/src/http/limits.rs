@@ -1,0 +1,254 @@
+//! What holds for every request, whatever it asks for: limits, an id, headers, problem bodies, and that a panic ends no daemon.
+
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::{Body, BodyDataStream, Bytes};
+use axum::extract::{Request, State};
+use axum::http::header::{self, HeaderName};
+use axum::http::{HeaderMap, HeaderValue, Method};
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+use futures::{FutureExt as _, Stream, StreamExt as _};
+use tandemfs::api::REQUEST_ID as REQUEST_ID_HEADER;
+use tandemfs::api::problem::{self, MEDIA_TYPE};
+use tandemfs::{Error, ErrorKind, Result};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, Sleep};
+
+use super::Problem;
+use super::problem::{REQUEST_ID, respond};
+
+/// The largest body of a request, where a route does not say otherwise.
+pub(super) const BODY_BYTES_MAX: usize = 1 << 20;
+/// So many bytes must come within the idle time, or the end of the body.
+const PROGRESS_BYTES: usize = 16 << 10;
+/// The longest that a request may take whose body and answer do not stream.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// Where bodies or answers stream, or an answer waits for a job: these have no limit in time beside that of their bodies.
+const UNTIMED: [&str; 5] = ["/upload", "/download/", "/fs/v1/", "/v1/uploads", "/admin/system/repair-node/"];
+/// Where a token in a URL would be put. It would end in logs and histories, so such a request is refused.
+const QUERY_SECRETS: [&str; 5] = ["token", "access_token", "api_key", "authorization", "password"];
+const PLAIN_BYTES_MAX: usize = 16 << 10;
+
+/// The limits of one daemon.
+#[derive(Debug)]
+pub(super) struct Limits {
+    requests: Semaphore,
+    idle: Duration,
+}
+
+impl Limits {
+    pub(super) fn new(max_requests: usize, idle: Duration) -> Self {
+        Self { requests: Semaphore::new(max_requests.min(Semaphore::MAX_PERMITS)), idle }
+    }
+}
+
+/// The outermost layer.
+pub(super) async fn apply(State(limits): State<Arc<Limits>>, request: Request, next: Next) -> Response {
+    let id = request_id(request.headers());
+    let mut response = REQUEST_ID.scope(id.clone(), answer(&limits, request, next)).await;
+    let headers = response.headers_mut();
+    let mut put = |name: HeaderName, value: &'static str| {
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
+    };
+    put(header::X_CONTENT_TYPE_OPTIONS, "nosniff");
+    put(header::CACHE_CONTROL, "no-store");
+    put(header::REFERRER_POLICY, "no-referrer");
+    put(header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'");
+    put(header::VARY, "Authorization");
+    if let Ok(id) = HeaderValue::try_from(id) {
+        headers.insert(HeaderName::from_static(REQUEST_ID_HEADER), id);
+    }
+    response
+}
+
+/// The id that the client gave, if it is a plain word, or a new one.
+fn request_id(headers: &HeaderMap) -> String {
+    let plain = |id: &&str| {
+        (1..=64).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+    };
+    match headers.get(REQUEST_ID_HEADER).and_then(|id| id.to_str().ok()).filter(plain) {
+        Some(id) => id.to_owned(),
+        None => format!("{:016x}", rand::random::<u64>()),
+    }
+}
+
+async fn answer(limits: &Limits, request: Request, next: Next) -> Response {
+    if let Err(error) = check(&request) {
+        return Problem(error).into_response();
+    }
+    let path = request.uri().path();
+    let untimed = UNTIMED.iter().any(|start| path.starts_with(start));
+    // Whoever watches the daemon is answered also when it is busy.
+    let _place = if path == "/healthz" {
+        None
+    } else {
+        match limits.requests.try_acquire() {
+            Ok(place) => Some(place),
+            Err(_) => return Problem(Error::unavailable("too many requests at once").retry_after(1)).into_response(),
+        }
+    };
+    let head = request.method() == Method::HEAD;
+    let stalled = Arc::new(AtomicBool::new(false));
+    let request = watch_body(request, limits.idle, &stalled);
+    let run = AssertUnwindSafe(next.run(request)).catch_unwind();
+    let response = if untimed {
+        run.await
+    } else {
+        match tokio::time::timeout(REQUEST_TIMEOUT, run).await {
+            Ok(response) => response,
+            Err(_) => return Problem(Error::timed_out("the request took too long")).into_response(),
+        }
+    };
+    let response = match response {
+        Ok(response) => response,
+        Err(panic) => {
+            let text = panic.downcast_ref::<&str>().copied().map(str::to_owned);
+            let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+            Problem(Error::internal(format!("a handler panicked: {text}"))).into_response()
+        }
+    };
+    if stalled.load(Ordering::Relaxed) && response.status().is_client_error() {
+        return Problem(Error::timed_out("the body came too slowly")).into_response();
+    }
+    if head { response } else { as_problem(response).await }
+}
+
+/// What is refused before any handler looks at it.
+fn check(request: &Request) -> Result<()> {
+    let encodings = request.headers().get_all(header::CONTENT_ENCODING);
+    if encodings.iter().any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        return Err(Error::unsupported_media("bodies are taken without Content-Encoding"));
+    }
+    let query = request.uri().query().unwrap_or_default();
+    let names = query.split('&').map(|pair| pair.split_once('=').map_or(pair, |(name, _)| name));
+    for name in names {
+        if QUERY_SECRETS.iter().any(|secret| name.eq_ignore_ascii_case(secret)) {
+            return Err(Error::invalid("secrets are not taken from a URL; use the Authorization header"));
+        }
+    }
+    Ok(())
+}
+
+/// Gives answers that axum or hyper made by themselves a problem body.
+async fn as_problem(response: Response) -> Response {
+    let status = response.status();
+    let is_problem = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == MEDIA_TYPE);
+    if is_problem || !(status.is_client_error() || status.is_server_error()) {
+        return response;
+    }
+    let (parts, body) = response.into_parts();
+    let text = axum::body::to_bytes(body, PLAIN_BYTES_MAX).await.unwrap_or_default();
+    let detail = String::from_utf8_lossy(&text).into_owned();
+    let kind = match status.as_u16() {
+        401 => ErrorKind::Unauthenticated,
+        403 => ErrorKind::Forbidden,
+        404 => ErrorKind::NotFound,
+        405 => ErrorKind::MethodNotAllowed,
+        408 => ErrorKind::TimedOut,
+        413 => ErrorKind::TooLarge,
+        415 => ErrorKind::UnsupportedMedia,
+        416 => ErrorKind::OutOfRange,
+        400..500 => ErrorKind::Invalid,
+        503 => ErrorKind::Unavailable,
+        _ => {
+            log::error!("request {}: {status}: {detail:?}", super::problem::request_id());
+            ErrorKind::Internal
+        }
+    };
+    let mut body = problem::Problem::from(&Error::new(kind, detail));
+    body.request_id = Some(super::problem::request_id());
+    let mut response = respond(&body);
+    if let Some(allow) = parts.headers.get(header::ALLOW) {
+        response.headers_mut().insert(header::ALLOW, allow.clone());
+    }
+    response
+}
+
+fn watch_body(request: Request, idle: Duration, stalled: &Arc<AtomicBool>) -> Request {
+    let (parts, body) = request.into_parts();
+    if http_body::Body::is_end_stream(&body) {
+        return Request::from_parts(parts, body);
+    }
+    let size = http_body::Body::size_hint(&body);
+    let watched = Watched {
+        body: body.into_data_stream(),
+        idle,
+        left: idle,
+        fresh: 0,
+        waiting: None,
+        stalled: Arc::clone(stalled),
+    };
+    Request::from_parts(parts, Body::new(Sized { size, body: Body::from_stream(watched) }))
+}
+
+/// A body that fails when the other side sends too slowly. Only the time for which the daemon waits counts.
+struct Watched {
+    body: BodyDataStream,
+    idle: Duration,
+    /// What is left of the time for the next [`PROGRESS_BYTES`].
+    left: Duration,
+    /// Bytes since the time was last filled up.
+    fresh: usize,
+    waiting: Option<(Instant, Pin<Box<Sleep>>)>,
+    stalled: Arc<AtomicBool>,
+}
+
+impl Stream for Watched {
+    type Item = Result<Bytes, axum::BoxError>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        match this.body.poll_next_unpin(cx) {
+            Poll::Ready(Some(Ok(bytes))) => {
+                if let Some((since, _)) = this.waiting.take() {
+                    this.left = this.left.saturating_sub(since.elapsed());
+                }
+                this.fresh += bytes.len();
+                if this.fresh >= PROGRESS_BYTES {
+                    this.fresh = 0;
+                    this.left = this.idle;
+                }
+                Poll::Ready(Some(Ok(bytes)))
+            }
+            Poll::Ready(other) => Poll::Ready(other.map(|item| item.map_err(axum::BoxError::from))),
+            Poll::Pending => {
+                let left = this.left;
+                let (_, timer) =
+                    this.waiting.get_or_insert_with(|| (Instant::now(), Box::pin(tokio::time::sleep(left))));
+                if timer.as_mut().poll_unpin(cx).is_ready() {
+                    this.stalled.store(true, Ordering::Relaxed);
+                    return Poll::Ready(Some(Err("the body came too slowly".into())));
+                }
+                Poll::Pending
+            }
+        }
+    }
+}
+
+/// A body that still knows how long it said it would be, so that one that is too long is refused before it is read.
+struct Sized {
+    size: http_body::SizeHint,
+    body: Body,
+}
+
+impl http_body::Body for Sized {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.size.clone()
+    }
+}

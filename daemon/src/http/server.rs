@@ -1,0 +1,217 @@
+//! Connections: listening, TLS, limits per connection, and stopping.
+
+use std::future::Future;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::MetadataExt as _;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum_server::Handle;
+use axum_server::accept::Accept;
+use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
+use tandemfs::{Error, Result};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinHandle;
+use tokio::time::Sleep;
+
+use crate::daemon::App;
+use crate::settings::Settings;
+
+/// The most bytes of a request's head.
+const HEAD_BYTES_MAX: usize = 64 << 10;
+/// The most headers of a request.
+const HEADERS_MAX: usize = 100;
+/// Requests at once on one HTTP/2 connection.
+const STREAMS_MAX: u32 = 100;
+/// Requests under way have so long to end when the daemon stops.
+const STOP_GRACE: Duration = Duration::from_secs(7);
+
+/// A server at work.
+#[derive(Debug)]
+pub struct Serving {
+    /// Where it is reached.
+    pub url: String,
+    /// Its address.
+    pub address: SocketAddr,
+    handle: Handle<SocketAddr>,
+    task: JoinHandle<io::Result<()>>,
+}
+
+impl Serving {
+    /// Takes no more connections, lets requests under way end, and returns when all are closed or after a while.
+    ///
+    /// # Errors
+    /// Those of the server.
+    pub async fn stop(self) -> Result<()> {
+        self.handle.graceful_shutdown(Some(STOP_GRACE));
+        self.task.await.map_err(|error| Error::internal("the server").because(error))??;
+        Ok(())
+    }
+}
+
+/// Refuses what would show passwords and data to a network: plain HTTP, or the well-known password, on an address that others
+/// can reach.
+///
+/// # Errors
+/// `Invalid`, with what to do about it.
+pub async fn check_exposure(app: &App) -> Result<()> {
+    let settings = &app.settings;
+    let default_password = app.accounts.has_default_password().await?;
+    if default_password {
+        log::warn!(
+            "the user admin still has the password that every installation begins with; change it: tandem passwd"
+        );
+    }
+    if settings.listen.ip().to_canonical().is_loopback() {
+        return Ok(());
+    }
+    if default_password {
+        return Err(Error::invalid(format!(
+            "{} can be reached from other machines, and the user admin still has the password that every installation \
+             begins with: change it first, or give another at the first start (TANDEM_ADMIN_PASSWORD_FILE)",
+            settings.listen
+        )));
+    }
+    if settings.tls_cert.is_none() {
+        if !settings.insecure {
+            return Err(Error::invalid(format!(
+                "{} can be reached from other machines, and plain HTTP shows them passwords and data: \
+                 give --tls-cert and --tls-key, or --insecure if the network is trusted",
+                settings.listen
+            )));
+        }
+        log::warn!("serving plain HTTP on {}: everybody on the way can read passwords and data", settings.listen);
+    }
+    Ok(())
+}
+
+/// Begins to serve.
+///
+/// # Errors
+/// Those of [`check_exposure`], of the listener and of the TLS files.
+pub async fn serve(app: App, listener: TcpListener) -> Result<Serving> {
+    check_exposure(&app).await?;
+    let address = listener.local_addr()?;
+    let settings = app.settings.clone();
+    let handle = Handle::new();
+    let gate = Gate {
+        places: Arc::new(Semaphore::new(settings.max_connections.min(Semaphore::MAX_PERMITS))),
+        stall: Duration::from_secs(settings.idle_timeout_s),
+    };
+    let make_service = super::router(app).into_make_service_with_connect_info::<SocketAddr>();
+    let mut server = axum_server::from_tcp(listener)?.handle(handle.clone()).acceptor(gate.clone());
+    let header_timeout = Duration::from_secs(settings.header_timeout_s);
+    server.http_builder().http1().header_read_timeout(header_timeout).max_headers(HEADERS_MAX).max_buf_size(HEAD_BYTES_MAX);
+    server.http_builder().http2().max_concurrent_streams(STREAMS_MAX).max_header_list_size(HEAD_BYTES_MAX as u32);
+    let server = server.first_request_timeout(header_timeout);
+    let (scheme, task) = match tls(&settings).await? {
+        Some(config) => {
+            let acceptor = RustlsAcceptor::new(config).handshake_timeout(header_timeout).acceptor(gate);
+            ("https", tokio::spawn(server.acceptor(acceptor).serve(make_service)))
+        }
+        None => ("http", tokio::spawn(server.serve(make_service))),
+    };
+    Ok(Serving { url: format!("{scheme}://{address}"), address, handle, task })
+}
+
+async fn tls(settings: &Settings) -> Result<Option<RustlsConfig>> {
+    let (Some(cert), Some(key)) = (&settings.tls_cert, &settings.tls_key) else { return Ok(None) };
+    let mode = std::fs::metadata(key)?.mode();
+    if mode & 0o077 != 0 {
+        return Err(Error::invalid(format!(
+            "{} can be read by others (mode {:o}); it is a private key: chmod 600 it",
+            key.display(),
+            mode & 0o777
+        )));
+    }
+    // Only the first call in a process has an effect.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let config = RustlsConfig::from_pem_chain_file(cert, key)
+        .await
+        .map_err(|error| Error::invalid(format!("{}, {}: {error}", cert.display(), key.display())))?;
+    Ok(Some(config))
+}
+
+/// Lets only so many connections in, and sets them up.
+#[derive(Clone, Debug)]
+struct Gate {
+    places: Arc<Semaphore>,
+    stall: Duration,
+}
+
+impl<S: Send + 'static> Accept<TcpStream, S> for Gate {
+    type Stream = Connection;
+    type Service = S;
+    type Future = std::future::Ready<io::Result<(Connection, S)>>;
+
+    fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
+        let enter = || {
+            let place = Arc::clone(&self.places).try_acquire_owned().map_err(io::Error::other)?;
+            stream.set_nodelay(true)?;
+            Ok(place)
+        };
+        std::future::ready(enter().map(|place| {
+            (Connection { stream, stall: self.stall, stalled: None, _place: place }, service)
+        }))
+    }
+}
+
+/// A connection that ends when the other side takes nothing of an answer for too long.
+struct Connection {
+    stream: TcpStream,
+    stall: Duration,
+    stalled: Option<Pin<Box<Sleep>>>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    fn bounded<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let stall = self.stall;
+        let timer = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(stall)));
+        ready!(timer.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.bounded(cx, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, buffers);
+        self.bounded(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
