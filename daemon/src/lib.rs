@@ -8,6 +8,7 @@ pub mod blocks;
 pub mod daemon;
 pub mod http;
 pub mod meta;
+pub mod options;
 pub mod replicate;
 pub mod sessions;
 pub mod settings;

@@ -1,1 +1,54 @@
-fn main() {}
+//! `tandemd`: the storage daemon.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::net::TcpListener;
+use std::process::ExitCode;
+
+use tandemd::daemon::{Daemon, Parts};
+use tandemd::http;
+use tandemd::options::{self, Options};
+use tandemfs::{Error, Result};
+use tokio::signal::unix::{SignalKind, signal};
+
+fn main() -> ExitCode {
+    let matches = options::command().get_matches();
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    std::panic::set_hook(Box::new(|panic| log::error!("{panic}")));
+    // Nothing that the daemon makes is for other users of the machine.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let environment: BTreeMap<_, _> =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value))).collect();
+    let result = Options::load(&matches, &environment).and_then(run);
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::debug!("{error:?}");
+            eprintln!("tandemd: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[tokio::main]
+async fn run(options: Options) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let listen = options.settings.listen;
+    let parts = Parts::from_options(&options)?;
+    let daemon = Daemon::start(options.settings, parts).await?;
+    let listener = TcpListener::bind(listen)
+        .map_err(|error| Error::unavailable(format!("listening on {listen}: {error}")).because(error))?;
+    let server = http::serve(daemon.clone(), listener).await?;
+    writeln!(std::io::stdout(), "listening on {}", server.url)?;
+    let fenced = tokio::select! {
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        error = daemon.meta.fenced() => Some(error),
+    };
+    log::info!("stopping");
+    daemon.stopping.cancel();
+    server.stop().await?;
+    daemon.stop().await;
+    fenced.map_or(Ok(()), Err)
+}

@@ -3,14 +3,18 @@
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use tandemfs::{Error, Result};
+use utoipa::ToSchema;
 
 /// All settings, with their defaults. Unknown names in the file are refused.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// Where metadata, keys and the default nodes lie.
+    #[schema(value_type = String)]
     pub data: PathBuf,
     /// Where to listen.
+    #[schema(value_type = String)]
     pub listen: SocketAddr,
     /// How many disk nodes to start with under the data directory (`nodes/1`, `nodes/2`, …).
     pub nodes: u32,
@@ -55,12 +59,15 @@ pub struct Settings {
     /// Password hashes that are computed at once.
     pub max_logins: usize,
     /// TLS certificate chain, PEM. Needed for any address but loopback, unless `insecure`.
+    #[schema(value_type = Option<String>)]
     pub tls_cert: Option<PathBuf>,
     /// TLS private key, PEM, mode 0600.
+    #[schema(value_type = Option<String>)]
     pub tls_key: Option<PathBuf>,
     /// Plain HTTP on any address.
     pub insecure: bool,
     /// The first admin's password, read from this file at the first start.
+    #[schema(value_type = Option<String>)]
     pub admin_password_file: Option<PathBuf>,
 }
 
@@ -94,6 +101,34 @@ impl Default for Settings {
             tls_key: None,
             insecure: false,
             admin_password_file: None,
+        }
+    }
+}
+
+impl Settings {
+    /// Refuses what makes no sense.
+    ///
+    /// # Errors
+    /// `Invalid`, with the name of the setting.
+    pub fn check(&self) -> Result<()> {
+        let wrong = [
+            (self.replicas < 1, "replicas: at least 1"),
+            (self.min_replicas < 1 || self.min_replicas > self.replicas, "min_replicas: from 1 to replicas"),
+            (self.nodes < self.replicas, "nodes: at least as many as replicas"),
+            (self.nodes > 1000, "nodes: at most 1000"),
+            (!(1..=900).contains(&self.token_ttl_s), "token_ttl_s: 1 to 900"),
+            (!(1..=64).contains(&self.max_logins), "max_logins: 1 to 64"),
+            (self.max_requests < 1, "max_requests: at least 1"),
+            (self.max_connections < 1, "max_connections: at least 1"),
+            (self.header_timeout_s < 1, "header_timeout_s: at least 1"),
+            (self.idle_timeout_s < 1, "idle_timeout_s: at least 1"),
+            (self.lease_ms < 1000, "lease_ms: at least 1000"),
+            (self.node_timeout_ms < 1, "node_timeout_ms: at least 1"),
+            (self.tls_cert.is_some() != self.tls_key.is_some(), "tls_cert and tls_key: give both"),
+        ];
+        match wrong.into_iter().find(|(wrong, _)| *wrong) {
+            Some((_, what)) => Err(Error::invalid(what)),
+            None => Ok(()),
         }
     }
 }

@@ -143,6 +143,14 @@ impl Accounts {
         self.describe(&account).await
     }
 
+    /// The name of a user.
+    ///
+    /// # Errors
+    /// Those of the metadata.
+    pub async fn username(&self, id: UserId) -> Result<Option<String>> {
+        Ok(self.by_id(id).await?.map(|account| account.username.clone()))
+    }
+
     /// How many users there are.
     ///
     /// # Errors

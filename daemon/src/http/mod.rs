@@ -1,23 +1,71 @@
 //! The REST API: extract, call, reply. Nothing is decided here.
 
+mod admin;
 pub mod auth;
 mod extract;
 mod files;
 mod fs;
+mod health;
+mod limits;
+mod openapi;
 pub mod problem;
+mod server;
+mod status;
+mod tokens;
+mod users;
 
-pub use auth::Admin;
+pub use auth::{Admin, Peer};
 pub use extract::{Json, Path, Query};
 pub use problem::Problem;
+pub use server::{Serving, serve};
 
-use axum::Router;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::DefaultBodyLimit;
+use axum::{Extension, Router, middleware};
+use serde::Deserialize;
+use tandemfs::Error;
+use utoipa::{IntoParams, OpenApi as _};
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::daemon::App;
 
-/// The whole API of a daemon.
-pub fn router(app: App) -> Router {
-    let (router, _document) =
-        OpenApiRouter::new().merge(files::routes()).merge(fs::routes()).split_for_parts();
-    router.with_state(app)
+/// Which page of a list.
+#[derive(Clone, Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct Page {
+    /// At most so many, 1 to 1000; 100 if not given.
+    limit: Option<u32>,
+    /// Where the page before ended.
+    cursor: Option<String>,
 }
+
+fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::with_openapi(openapi::Base::openapi())
+        .merge(users::routes())
+        .merge(tokens::routes())
+        .merge(files::routes())
+        .merge(fs::routes())
+        .merge(status::routes())
+        .merge(admin::routes())
+        .merge(health::routes())
+        .merge(openapi::routes())
+}
+
+/// The whole API of a daemon. Requests must carry their connection's address (`ConnectInfo<SocketAddr>`).
+pub fn router(app: App) -> Router {
+    let idle = Duration::from_secs(app.settings.idle_timeout_s);
+    let limits = Arc::new(limits::Limits::new(app.settings.max_requests, idle));
+    let (router, document) = routes().split_for_parts();
+    router
+        .fallback(|| async { Problem(Error::not_found("there is no such endpoint")) })
+        .layer(Extension(Arc::new(openapi::Documents::new(document))))
+        .layer(DefaultBodyLimit::max(limits::BODY_BYTES_MAX))
+        .layer(middleware::from_fn_with_state(limits, limits::apply))
+        .with_state(app)
+}
+
+#[cfg(test)]
+mod tests;

@@ -40,7 +40,7 @@ impl Documents {
 }
 
 pub(super) fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(openapi)).routes(routes!(docs))
+    OpenApiRouter::new().routes(routes!(openapi)).routes(routes!(docs)).routes(routes!(errors))
 }
 
 /// This description.
@@ -55,6 +55,13 @@ async fn openapi(Extension(documents): Extension<Arc<Documents>>) -> impl IntoRe
 async fn docs(Extension(documents): Extension<Arc<Documents>>) -> impl IntoResponse {
     let policy = format!("default-src 'none'; style-src '{STYLE_HASH}'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'");
     ([(CONTENT_SECURITY_POLICY, policy)], Html(documents.html.clone()))
+}
+
+/// This description, at the place that problem bodies refer to.
+#[utoipa::path(get, path = "/docs/errors", tag = "documentation", security(()),
+    responses((status = 200, body = String, content_type = "text/html")))]
+async fn errors(documents: Extension<Arc<Documents>>) -> impl IntoResponse {
+    docs(documents).await
 }
 
 const STYLE: &str = include_str!("docs.css");

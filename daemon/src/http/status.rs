@@ -1,0 +1,39 @@
+//! Whether all is well, for every user.
+
+use axum::extract::State;
+use tandemfs::api::files::{Health, Status};
+use tandemfs::api::problem::Problem as ProblemBody;
+use tandemfs::api::users::Role;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::{Json, Problem};
+use crate::accounts::Caller;
+use crate::daemon::App;
+
+pub(super) fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(status))
+}
+
+/// Whether every block has all its copies.
+#[utoipa::path(get, path = "/status", tag = "system",
+    responses((status = 200, body = Status), (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
+        (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
+async fn status(State(app): State<App>, caller: Caller) -> Result<Json<Status>, Problem> {
+    let warnings = match caller.role {
+        Role::Admin => app.warnings().await?,
+        Role::User => Vec::new(),
+    };
+    let nodes = app.replicator.node_counts();
+    let blocks = app.replicator.counts();
+    let healthy = nodes.healthy == nodes.total && blocks.under_replicated == 0 && blocks.lost == 0;
+    Ok(Json(Status {
+        status: if healthy { Health::Healthy } else { Health::Degraded },
+        nodes,
+        replicas: app.settings.replicas,
+        blocks,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        uptime_s: app.started.elapsed().as_secs(),
+        warnings,
+    }))
+}
