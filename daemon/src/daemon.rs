@@ -1,25 +1,93 @@
 //! The parts of a daemon, put together.
 
 use std::fmt;
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::Path;
 use std::sync::Arc;
 
-use tandemfs::Result;
-use tandemfs::clock::Clock;
+use async_trait::async_trait;
+use tandemfs::clock::{Clock, SystemClock};
+use tandemfs::id::{NodeId, UserId, VolumeId};
+use tandemfs::{Error, Result};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::accounts::{Accounts, Homes, Rules};
-use crate::meta::{Meta, MetaStore};
+use crate::blocks::disk::DiskStore;
+use crate::meta::sqlite::SqliteStore;
+use crate::meta::{Meta, MetaStore, Write};
+use crate::options::{FirstPassword, Options};
+use crate::replicate::{NodeSetup, Replicator};
+use crate::sessions::Sessions;
 use crate::settings::Settings;
+use crate::volumes::Volumes;
+use crate::work::Jobs;
 
 /// What a daemon runs on: everything that touches the world outside.
 #[derive(Debug)]
 pub struct Parts {
     /// The engine that keeps the metadata.
     pub meta: Arc<dyn MetaStore>,
-    /// Makes and removes users' home volumes.
-    pub homes: Arc<dyn Homes>,
+    /// The nodes that keep the data.
+    pub nodes: Vec<NodeSetup>,
     /// Tells the time of day.
     pub clock: Arc<dyn Clock>,
+    /// The password that the first admin gets at the first start, if one was given.
+    pub first_password: Option<FirstPassword>,
+    /// Keeps the data directory to this daemon; nothing where there is none.
+    pub lock: Option<File>,
+}
+
+impl Parts {
+    /// SQLite and disk nodes in the data directory, which they take for this daemon alone.
+    ///
+    /// # Errors
+    /// `Busy` when another daemon has the directory; whatever keeps a store from opening.
+    pub fn from_options(options: &Options) -> Result<Self> {
+        let settings = &options.settings;
+        let lock = take(&settings.data)?;
+        let meta = Arc::new(SqliteStore::open(settings.data.join("meta.db"))?);
+        let mut nodes = Vec::new();
+        for number in 1..=settings.nodes {
+            let directory = settings.data.join("nodes").join(number.to_string());
+            nodes.push(NodeSetup {
+                id: NodeId(number),
+                kind: "disk".to_owned(),
+                location: directory.display().to_string(),
+                zone: number.to_string(),
+                weight: 1,
+                store: Arc::new(DiskStore::open(directory)?),
+            });
+        }
+        Ok(Self {
+            meta,
+            nodes,
+            clock: Arc::new(SystemClock),
+            first_password: options.first_password.clone(),
+            lock: Some(lock),
+        })
+    }
+}
+
+/// Makes the data directory, for its owner only, and locks it.
+fn take(directory: &Path) -> Result<File> {
+    let explain = |error: std::io::Error| {
+        let error = Error::from(error);
+        Error::new(error.kind(), format!("{}: {}", directory.display(), error.subject()))
+    };
+    DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(explain)?;
+    std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o700)).map_err(explain)?;
+    let mut open = OpenOptions::new();
+    open.write(true).create(true).truncate(false).mode(0o600);
+    let lock = open.open(directory.join("lock")).map_err(explain)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => {
+            Err(Error::busy(format!("{}: another daemon runs on this data directory", directory.display())))
+        }
+        Err(TryLockError::Error(error)) => Err(explain(error)),
+    }
 }
 
 /// A daemon at work. Handlers reach everything through it.
@@ -30,10 +98,21 @@ pub struct Daemon {
     pub clock: Arc<dyn Clock>,
     /// The metadata.
     pub meta: Meta,
+    /// The nodes as one place for blocks.
+    pub replicator: Arc<Replicator>,
+    /// The trees.
+    pub volumes: Arc<Volumes>,
+    /// The mounts' sessions.
+    pub sessions: Arc<Sessions>,
     /// Users, passwords and tokens.
     pub accounts: Arc<Accounts>,
+    /// The background work.
+    pub jobs: Arc<Jobs>,
     /// Cancelled when the daemon stops: whatever streams without an end watches it.
     pub stopping: CancellationToken,
+    /// When it started.
+    pub started: Instant,
+    _lock: Option<File>,
 }
 
 /// What every handler is given.
@@ -45,22 +124,102 @@ impl Daemon {
     /// # Errors
     /// Whatever keeps a part from starting.
     pub async fn start(settings: Settings, parts: Parts) -> Result<App> {
-        let Parts { meta, homes, clock } = parts;
+        settings.check()?;
+        let Parts { meta, nodes, clock, first_password, lock } = parts;
         let meta = Meta::open(meta).await?;
+        let replicator = Replicator::open(meta.clone(), nodes, &settings, clock.clone()).await?;
+        let volumes = Volumes::open(meta.clone(), replicator.clone(), &settings, clock.clone()).await?;
+        let sessions = Sessions::open(meta.clone(), volumes.clone(), &settings, clock.clone()).await?;
         let rules = Rules {
             token_ttl_s: settings.token_ttl_s,
             max_logins: settings.max_logins,
             quota_bytes: settings.quota_bytes,
             quota_files: settings.quota_files,
         };
+        let homes = Arc::new(UserHomes { volumes: volumes.clone(), sessions: sessions.clone() });
         let key_file = settings.data.join("jwt.key");
-        let accounts = Accounts::open(meta.clone(), homes, Arc::clone(&clock), rules, &key_file, None).await?;
-        Ok(Arc::new(Self { settings, clock, meta, accounts: Arc::new(accounts), stopping: CancellationToken::new() }))
+        let first_password = first_password.as_ref().map(|FirstPassword(password)| password.as_str());
+        let accounts =
+            Accounts::open(meta.clone(), homes, clock.clone(), rules, &key_file, first_password).await?;
+        let jobs = Jobs::start(meta.clone(), replicator.clone(), volumes.clone(), &settings, clock.clone()).await?;
+        Ok(Arc::new(Self {
+            settings,
+            clock,
+            meta,
+            replicator,
+            volumes,
+            sessions,
+            accounts: Arc::new(accounts),
+            jobs,
+            stopping: CancellationToken::new(),
+            started: Instant::now(),
+            _lock: lock,
+        }))
+    }
+
+    /// Stops the background work and waits for what is being committed.
+    pub async fn stop(&self) {
+        self.stopping.cancel();
+        self.jobs.stop().await;
+        self.sessions.stop();
+        self.volumes.stop();
+        self.meta.close().await;
+    }
+
+    /// What an admin should know.
+    ///
+    /// # Errors
+    /// Those of the metadata.
+    pub async fn warnings(&self) -> Result<Vec<String>> {
+        let mut warnings = Vec::new();
+        if self.accounts.has_default_password().await? {
+            warnings.push("the user admin still has the password that every installation begins with".to_owned());
+        }
+        if self.settings.insecure && self.settings.tls_cert.is_none() {
+            warnings.push("passwords and data cross the network in plain HTTP".to_owned());
+        }
+        Ok(warnings)
     }
 }
 
 impl fmt::Debug for Daemon {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Daemon").finish_non_exhaustive()
+    }
+}
+
+/// Users' home volumes.
+#[derive(Debug)]
+struct UserHomes {
+    volumes: Arc<Volumes>,
+    sessions: Arc<Sessions>,
+}
+
+#[async_trait]
+impl Homes for UserHomes {
+    async fn new_home(
+        &self,
+        owner: UserId,
+        quota_bytes: Option<u64>,
+        quota_files: Option<u64>,
+    ) -> Result<(VolumeId, Vec<Write>)> {
+        self.volumes.new_home(owner, quota_bytes, quota_files).await
+    }
+
+    async fn quota(&self, home: VolumeId) -> Result<(Option<u64>, Option<u64>)> {
+        let usage = self.volumes.usage(home).await?;
+        Ok((usage.quota_bytes, usage.quota_inodes))
+    }
+
+    async fn set_quota(&self, home: VolumeId, bytes: Option<u64>, files: Option<u64>) -> Result<()> {
+        self.volumes.set_quota(home, bytes, files).await
+    }
+
+    async fn remove(&self, home: VolumeId) -> Result<()> {
+        self.volumes.remove(home).await
+    }
+
+    async fn end_sessions(&self, user: UserId) {
+        self.sessions.end_user(user);
     }
 }

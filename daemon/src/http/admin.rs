@@ -34,7 +34,7 @@ pub(super) fn routes() -> OpenApiRouter<App> {
 #[utoipa::path(get, path = "/admin/system", tag = "system",
     responses((status = 200, body = System), (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
         (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
-async fn system(State(app): State<App>, Admin(_): Admin) -> Result<Json<System>, Problem> {
+async fn system(State(app): State<App>, _admin: Admin) -> Result<Json<System>, Problem> {
     let mut totals = app.volumes.totals().await?;
     totals.users = app.accounts.count().await?;
     let room = app.replicator.room().await;
@@ -55,7 +55,7 @@ async fn system(State(app): State<App>, Admin(_): Admin) -> Result<Json<System>,
 #[utoipa::path(get, path = "/admin/system/nodes", tag = "system",
     responses((status = 200, body = NodeList), (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
         (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
-async fn nodes(State(app): State<App>, Admin(_): Admin) -> Result<Json<NodeList>, Problem> {
+async fn nodes(State(app): State<App>, _admin: Admin) -> Result<Json<NodeList>, Problem> {
     Ok(Json(NodeList { nodes: app.replicator.nodes().await }))
 }
 
@@ -130,7 +130,7 @@ async fn repair_node(
 #[utoipa::path(get, path = "/v1/jobs", tag = "jobs",
     responses((status = 200, body = JobList), (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
         (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
-async fn list_jobs(State(app): State<App>, Admin(_): Admin) -> Result<Json<JobList>, Problem> {
+async fn list_jobs(State(app): State<App>, _admin: Admin) -> Result<Json<JobList>, Problem> {
     Ok(Json(JobList { jobs: app.jobs.list() }))
 }
 
@@ -165,7 +165,7 @@ fn job_id(text: &str) -> Result<JobId, Problem> {
 #[utoipa::path(get, path = "/v1/jobs/{job_id}", tag = "jobs", params(("job_id" = String, Path,)),
     responses((status = 200, body = Job), (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
         (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
-async fn get_job(State(app): State<App>, Admin(_): Admin, Path(job): Path<String>) -> Result<Json<Job>, Problem> {
+async fn get_job(State(app): State<App>, _admin: Admin, Path(job): Path<String>) -> Result<Json<Job>, Problem> {
     Ok(Json(app.jobs.get(job_id(&job)?)?))
 }
 
@@ -201,7 +201,7 @@ async fn cancel_job_by_post(
 #[utoipa::path(get, path = "/v1/sessions", tag = "system",
     responses((status = 200, body = SessionList), (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
         (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
-async fn list_sessions(State(app): State<App>, Admin(_): Admin) -> Result<Json<SessionList>, Problem> {
+async fn list_sessions(State(app): State<App>, _admin: Admin) -> Result<Json<SessionList>, Problem> {
     let mut sessions = Vec::new();
     for session in app.sessions.list() {
         sessions.push(Session {

@@ -80,7 +80,7 @@ async fn register(
         (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
 async fn list_users(
     State(app): State<App>,
-    Admin(_): Admin,
+    _admin: Admin,
     Query(page): Query<Page>,
 ) -> Result<impl IntoResponse, Problem> {
     let limit = page.limit.unwrap_or(100);
@@ -94,7 +94,7 @@ async fn list_users(
 #[utoipa::path(get, path = "/v1/users/{name}", tag = "accounts", params(("name" = String, Path,)),
     responses((status = 200, body = User), (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
         (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
-async fn get_user(State(app): State<App>, Admin(_): Admin, Path(name): Path<String>) -> Result<Json<User>, Problem> {
+async fn get_user(State(app): State<App>, _admin: Admin, Path(name): Path<String>) -> Result<Json<User>, Problem> {
     Ok(Json(app.accounts.user(&name).await?))
 }
 
