@@ -59,7 +59,7 @@ impl Serving {
 ///
 /// # Errors
 /// `Invalid`, with what to do about it.
-pub async fn check_exposure(app: &App) -> Result<()> {
+async fn check_exposure(app: &App) -> Result<()> {
     let settings = &app.settings;
     let default_password = app.accounts.has_default_password().await?;
     if default_password {
@@ -93,7 +93,7 @@ pub async fn check_exposure(app: &App) -> Result<()> {
 /// Begins to serve.
 ///
 /// # Errors
-/// Those of [`check_exposure`], of the listener and of the TLS files.
+/// `Invalid` for what would show passwords and data to a network; those of the listener and of the TLS files.
 pub async fn serve(app: App, listener: TcpListener) -> Result<Serving> {
     check_exposure(&app).await?;
     let address = listener.local_addr()?;
