@@ -141,7 +141,8 @@ impl Daemon {
         let first_password = first_password.as_ref().map(|FirstPassword(password)| password.as_str());
         let accounts =
             Accounts::open(meta.clone(), homes, clock.clone(), rules, &key_file, first_password).await?;
-        let jobs = Jobs::start(meta.clone(), replicator.clone(), volumes.clone(), &settings, clock.clone()).await?;
+        let jobs =
+            Jobs::start(meta.clone(), replicator.clone(), volumes.clone(), &settings, clock.clone()).await?;
         Ok(Arc::new(Self {
             settings,
             clock,
@@ -173,7 +174,8 @@ impl Daemon {
     pub async fn warnings(&self) -> Result<Vec<String>> {
         let mut warnings = Vec::new();
         if self.accounts.has_default_password().await? {
-            warnings.push("the user admin still has the password that every installation begins with".to_owned());
+            warnings
+                .push("the user admin still has the password that every installation begins with".to_owned());
         }
         if self.settings.insecure && self.settings.tls_cert.is_none() {
             warnings.push("passwords and data cross the network in plain HTTP".to_owned());

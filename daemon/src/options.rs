@@ -164,7 +164,9 @@ fn parse(name: &str, default: &Value, text: &OsString) -> Result<Value> {
         Value::Number(_) | Value::Null if name.contains("bytes") || name.ends_with("size") => {
             parse_size(text).map(Value::from).map_err(|error| bad(error.subject()))
         }
-        Value::Number(_) | Value::Null => text.parse::<u64>().map(Value::from).map_err(|_| bad("not a number")),
+        Value::Number(_) | Value::Null => {
+            text.parse::<u64>().map(Value::from).map_err(|_| bad("not a number"))
+        }
         _ => Ok(Value::from(text)),
     }
 }
@@ -189,7 +191,8 @@ mod tests {
         std::fs::write(&file, "nodes = 5\nreplicas = 3\nlisten = \"127.0.0.1:1\"\n").unwrap();
         let file = file.to_str().unwrap();
         let environment = [("TANDEM_REPLICAS", "4"), ("TANDEM_NODES", "6"), ("TANDEM_QUOTA_BYTES", "2GiB")];
-        let settings = load(&["serve", "--config", file, "--nodes", "7", "--insecure"], &environment).unwrap().settings;
+        let settings =
+            load(&["serve", "--config", file, "--nodes", "7", "--insecure"], &environment).unwrap().settings;
         assert_eq!((settings.nodes, settings.replicas, settings.listen.port()), (7, 4, 1));
         assert_eq!(settings.quota_bytes, Some(2 << 30));
         assert!(settings.insecure);
@@ -227,7 +230,8 @@ mod tests {
 
     #[test]
     fn every_setting_has_help() {
-        let empty: Vec<_> = help().into_iter().filter(|(_, text)| text.is_empty()).map(|(name, _)| name).collect();
+        let empty: Vec<_> =
+            help().into_iter().filter(|(_, text)| text.is_empty()).map(|(name, _)| name).collect();
         assert!(empty.is_empty(), "{empty:?}");
         let text = command().render_long_help().to_string();
         assert!(text.contains("--min-replicas") && text.contains("[default: 1]"), "{text}");

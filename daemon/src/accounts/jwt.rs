@@ -64,7 +64,9 @@ impl fmt::Debug for Keys {
 /// Random bytes from the operating system.
 pub(super) fn random<const N: usize>() -> Result<[u8; N]> {
     let mut bytes = [0; N];
-    OsRng.try_fill_bytes(&mut bytes).map_err(|error| Error::internal("the system gives no randomness").because(error))?;
+    OsRng
+        .try_fill_bytes(&mut bytes)
+        .map_err(|error| Error::internal("the system gives no randomness").because(error))?;
     Ok(bytes)
 }
 
@@ -119,7 +121,13 @@ impl Keys {
     ///
     /// # Errors
     /// `Internal`.
-    pub(super) fn sign(&self, user: u64, generation: u64, now_s: u64, ttl_s: u64) -> Result<(String, Claims)> {
+    pub(super) fn sign(
+        &self,
+        user: u64,
+        generation: u64,
+        now_s: u64,
+        ttl_s: u64,
+    ) -> Result<(String, Claims)> {
         let key = self.keys.first().ok_or_else(|| Error::internal("no key"))?;
         let claims = Claims {
             iss: ISSUER.to_owned(),

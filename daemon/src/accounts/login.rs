@@ -71,7 +71,8 @@ impl Accounts {
         // Tries are counted only once they have a place, so that those who wait do not stand for failures.
         let place = self.hasher.place().await?;
         let attempt = self.throttle.begin(name, from)?;
-        let right = self.hasher.verify(&place, password, account.map(|account| account.password.as_str())).await?;
+        let right =
+            self.hasher.verify(&place, password, account.map(|account| account.password.as_str())).await?;
         drop(place);
         if right {
             attempt.succeeded().await?;
@@ -100,14 +101,26 @@ impl Accounts {
     ///
     /// # Errors
     /// `Forbidden` when `current` is wrong; `Invalid` when the new one may not be had; `TooManyRequests`.
-    pub async fn change_password(&self, caller: &Caller, current: &str, new: &str, from: IpAddr) -> Result<()> {
+    pub async fn change_password(
+        &self,
+        caller: &Caller,
+        current: &str,
+        new: &str,
+        from: IpAddr,
+    ) -> Result<()> {
         let result = self.try_change_password(caller, current, new, from).await;
         let outcome = result.as_ref().map_or_else(|error| error.kind().code(), |()| "ok");
         audit(&caller.username, "change password", &caller.username, Some(from), outcome);
         result
     }
 
-    async fn try_change_password(&self, caller: &Caller, current: &str, new: &str, from: IpAddr) -> Result<()> {
+    async fn try_change_password(
+        &self,
+        caller: &Caller,
+        current: &str,
+        new: &str,
+        from: IpAddr,
+    ) -> Result<()> {
         password::check_length(current)?;
         let account = self.by_id(caller.user).await?;
         if !self.is_password(&caller.username, account.as_ref(), current, from).await? {
@@ -133,7 +146,9 @@ impl Accounts {
 
     /// The user of a JWT that counts.
     pub(super) async fn owner_of_jwt(&self, token: &str) -> Result<Option<Arc<Account>>> {
-        let Some(claims) = self.keys.verify(token, self.now_s(), self.rules.token_ttl_s) else { return Ok(None) };
+        let Some(claims) = self.keys.verify(token, self.now_s(), self.rules.token_ttl_s) else {
+            return Ok(None);
+        };
         if self.revoked().contains_key(&claims.jti) {
             return Ok(None);
         }

@@ -193,7 +193,12 @@ impl Accounts {
     }
 
     /// Commits a change of a user; the caller holds the lock and has loaded `before` under it.
-    async fn replace(&self, before: &Account, after: Account, mut writes: Vec<Write>) -> Result<Arc<Account>> {
+    async fn replace(
+        &self,
+        before: &Account,
+        after: Account,
+        mut writes: Vec<Write>,
+    ) -> Result<Arc<Account>> {
         let key = keys::user(before.id);
         let guard = meta::expect(key.clone(), Some(before))?;
         writes.push(meta::put(key, &after)?);

@@ -22,7 +22,8 @@ const COST: (u32, u32, u32) = (19_456, 2, 1);
 
 /// Passwords that are tried first by everybody who guesses: words, and words with the usual ends.
 static COMMON: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
-    let ends = ["", "1", "12", "123", "1234", "12345", "123456", "!", "1!", "123!", "01", "2024", "2025", "2026"];
+    let ends =
+        ["", "1", "12", "123", "1234", "12345", "123456", "!", "1!", "123!", "01", "2024", "2025", "2026"];
     let mut common = BTreeSet::new();
     for word in include_str!("common.txt").split_whitespace() {
         common.insert(word.chars().rev().collect());
@@ -108,7 +109,10 @@ impl Hasher {
         let busy = || Error::unavailable("too many logins at once").retry_after(1);
         let _waiting = self.queue.try_acquire().map_err(|_| busy())?;
         let place = tokio::time::timeout(WAIT_MAX, Arc::clone(&self.places).acquire_owned()).await;
-        place.map_err(|_| busy())?.map(|_permit| Place { _permit }).map_err(|_| Error::unavailable("the daemon stops"))
+        place
+            .map_err(|_| busy())?
+            .map(|_permit| Place { _permit })
+            .map_err(|_| Error::unavailable("the daemon stops"))
     }
 
     /// The hash of a password, as a PHC string with a salt of its own.
@@ -164,7 +168,9 @@ fn hash_now(argon2: &Argon2<'_>, password: &[u8]) -> Result<String> {
 }
 
 async fn work<T: Send + 'static>(task: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(task).await.map_err(|error| Error::internal("hashing a password").because(error))
+    tokio::task::spawn_blocking(task)
+        .await
+        .map_err(|error| Error::internal("hashing a password").because(error))
 }
 
 #[cfg(test)]
@@ -174,14 +180,27 @@ mod tests {
     #[test]
     fn common_short_and_overlong_passwords_are_refused_and_all_others_taken() {
         assert!(COMMON.len() >= 3000, "{}", COMMON.len());
-        for bad in ["", "short", "password", "PASSWORD", "Password123", "admin123", "12345678", "qwertyuiop", "aaaaaaaa", "iloveyou1",
-            "abababab", "ursula-x"]
-        {
+        for bad in [
+            "",
+            "short",
+            "password",
+            "PASSWORD",
+            "Password123",
+            "admin123",
+            "12345678",
+            "qwertyuiop",
+            "aaaaaaaa",
+            "iloveyou1",
+            "abababab",
+            "ursula-x",
+        ] {
             assert!(check_new("ursula-x", bad).is_err(), "{bad:?}");
         }
         assert!(check_new("u", &"é".repeat(7)).is_err(), "seven characters of two bytes each");
         assert!(check_new("u", &format!("xyz{}", "a".repeat(1022))).is_err());
-        for good in ["correct horse", "tr0ub4dor&3", "пароль-для-всех", &"xyz".repeat(43), &"abcd".repeat(256)] {
+        for good in
+            ["correct horse", "tr0ub4dor&3", "пароль-для-всех", &"xyz".repeat(43), &"abcd".repeat(256)]
+        {
             assert!(check_new("u", good).is_ok(), "{good:?}");
         }
     }
@@ -209,7 +228,9 @@ mod tests {
         let place = hasher.place().await.unwrap();
         let waits: Vec<_> = (0..40).map(|_| hasher.place()).collect();
         let answers = futures::future::join_all(waits).await;
-        assert!(answers.iter().all(|answer| answer.as_ref().is_err_and(|error| error.retry_after_s().is_some())));
+        assert!(
+            answers.iter().all(|answer| answer.as_ref().is_err_and(|error| error.retry_after_s().is_some()))
+        );
         drop(place);
         assert!(hasher.place().await.is_ok());
     }

@@ -25,7 +25,12 @@ struct FakeHomes {
 
 #[async_trait]
 impl Homes for FakeHomes {
-    async fn new_home(&self, owner: UserId, _: Option<u64>, _: Option<u64>) -> Result<(VolumeId, Vec<Write>)> {
+    async fn new_home(
+        &self,
+        owner: UserId,
+        _: Option<u64>,
+        _: Option<u64>,
+    ) -> Result<(VolumeId, Vec<Write>)> {
         Ok((VolumeId(owner.0 + 100), Vec::new()))
     }
     async fn quota(&self, _: VolumeId) -> Result<(Option<u64>, Option<u64>)> {
@@ -163,9 +168,9 @@ async fn guesses_that_run_at_once_are_counted_exactly() {
     let accounts = world.start().await;
     let tries = (0..40).map(|_| accounts.login("nobody", "wrong", ELSEWHERE));
     let answers = futures::future::join_all(tries).await;
-    let checked = answers.iter().filter(|answer| {
-        answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unauthenticated)
-    });
+    let checked = answers
+        .iter()
+        .filter(|answer| answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unauthenticated));
     assert!(checked.count() <= 10);
 }
 
@@ -193,7 +198,9 @@ async fn unknown_wrong_and_disabled_look_the_same() {
     let disable = ChangeUser { disabled: Some(true), ..ChangeUser::default() };
     accounts.change(&admin, "alice", &disable, HERE).await.unwrap();
     let mut answers = Vec::new();
-    for (name, password) in [("alice", GOOD), ("alice", "wrong"), ("nosuch", GOOD), ("Not A Name", GOOD), ("admin", GOOD)] {
+    for (name, password) in
+        [("alice", GOOD), ("alice", "wrong"), ("nosuch", GOOD), ("Not A Name", GOOD), ("admin", GOOD)]
+    {
         let error = accounts.login(name, password, HERE).await.unwrap_err();
         answers.push((error.kind(), error.to_string(), error.retry_after_s()));
     }
@@ -208,7 +215,9 @@ async fn names_that_could_be_mistaken_are_refused_and_each_is_given_once() {
     let accounts = world.start().await;
     let admin = admin(&accounts).await;
     let long = "a".repeat(65);
-    for bad in ["", "Alice", "alice ", " alice", "aliсe", "../x", ".x", "-x", "_x", "a/b", "a\0b", "a\nb", "é", &long] {
+    for bad in [
+        "", "Alice", "alice ", " alice", "aliсe", "../x", ".x", "-x", "_x", "a/b", "a\0b", "a\nb", "é", &long,
+    ] {
         assert_eq!(kind(accounts.create(&admin, &new(bad), HERE).await), ErrorKind::Invalid, "{bad:?}");
     }
     accounts.create(&admin, &new(&"a".repeat(64)), HERE).await.unwrap();
@@ -247,7 +256,10 @@ async fn tokens_end_by_logout_password_role_disabling_and_deletion() {
     assert_eq!(kind(accounts.authenticate(&one).await), ErrorKind::Unauthenticated, "also after a restart");
     assert_eq!(accounts.authenticate(&two).await.unwrap(), alice);
 
-    assert_eq!(kind(accounts.change_password(&alice, "wrong", "another password", HERE).await), ErrorKind::Forbidden);
+    assert_eq!(
+        kind(accounts.change_password(&alice, "wrong", "another password", HERE).await),
+        ErrorKind::Forbidden
+    );
     accounts.change_password(&alice, GOOD, "another password", HERE).await.unwrap();
     assert_eq!(kind(accounts.authenticate(&two).await), ErrorKind::Unauthenticated);
     assert_eq!(kind(accounts.authenticate(&api).await), ErrorKind::Unauthenticated);
@@ -258,7 +270,9 @@ async fn tokens_end_by_logout_password_role_disabling_and_deletion() {
         ChangeUser { disabled: Some(true), ..ChangeUser::default() },
         ChangeUser { password: Some("chosen by an admin".to_owned()), ..ChangeUser::default() },
     ];
-    for (change, password) in changes.iter().zip(["another password", "another password", "chosen by an admin"]) {
+    for (change, password) in
+        changes.iter().zip(["another password", "another password", "chosen by an admin"])
+    {
         let before = accounts.login("alice", "another password", HERE).await.unwrap().token;
         assert!(accounts.authenticate(&before).await.is_ok());
         accounts.change(&admin, "alice", change, HERE).await.unwrap();
@@ -299,7 +313,13 @@ async fn api_tokens_are_named_listed_expire_and_are_revoked() {
     let accounts = world.start().await;
     let alice = with_alice(&accounts).await;
     let make = |name: &str, days| NewToken { name: name.to_owned(), expires_in_days: days };
-    for bad in [make("", None), make("a\nb", None), make(&"x".repeat(65), None), make("x", Some(0)), make("x", Some(3651))] {
+    for bad in [
+        make("", None),
+        make("a\nb", None),
+        make(&"x".repeat(65), None),
+        make("x", Some(0)),
+        make("x", Some(3651)),
+    ] {
         assert_eq!(kind(accounts.create_token(&alice, &bad, HERE).await), ErrorKind::Invalid);
     }
     let forever = accounts.create_token(&alice, &make("forever", None), HERE).await.unwrap();
@@ -309,9 +329,13 @@ async fn api_tokens_are_named_listed_expire_and_are_revoked() {
 
     assert_eq!(accounts.authenticate(&forever.token).await.unwrap(), alice);
     assert_eq!(accounts.authenticate(&day.token).await.unwrap(), alice);
-    let names: Vec<_> = accounts.list_tokens("alice").await.unwrap().into_iter().map(|t| (t.name, t.last_used)).collect();
+    let names: Vec<_> =
+        accounts.list_tokens("alice").await.unwrap().into_iter().map(|t| (t.name, t.last_used)).collect();
     assert_eq!(names.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["day", "forever"]);
-    assert!(names.iter().all(|(_, used)| used.as_deref().is_some_and(|used| used.ends_with(":00.000000000Z"))), "{names:?}");
+    assert!(
+        names.iter().all(|(_, used)| used.as_deref().is_some_and(|used| used.ends_with(":00.000000000Z"))),
+        "{names:?}"
+    );
 
     world.clock.advance(24 * 3600 * 1000);
     assert_eq!(kind(accounts.authenticate(&day.token).await), ErrorKind::Unauthenticated);
@@ -336,7 +360,9 @@ async fn a_weak_hash_is_renewed_at_the_next_login_and_no_secret_is_stored() {
         argon2::Version::V0x13,
         argon2::Params::new(64, 1, 1, None).unwrap(),
     );
-    let hash = argon2::PasswordHasher::hash_password_with_salt(&weak, GOOD.as_bytes(), &[1; 16]).unwrap().to_string();
+    let hash = argon2::PasswordHasher::hash_password_with_salt(&weak, GOOD.as_bytes(), &[1; 16])
+        .unwrap()
+        .to_string();
     let before = accounts.by_id(alice.user).await.unwrap().unwrap();
     let weaker = super::Account { password: hash, ..(*before).clone() };
     accounts.replace(&before, weaker, Vec::new()).await.unwrap();
@@ -345,12 +371,16 @@ async fn a_weak_hash_is_renewed_at_the_next_login_and_no_secret_is_stored() {
     assert!(after.password.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{}", after.password);
     assert!(accounts.authenticate(&old).await.is_ok(), "the password is the same, so tokens live on");
 
-    let api = accounts.create_token(&alice, &NewToken { name: "ci".to_owned(), expires_in_days: None }, HERE).await.unwrap();
+    let api = accounts
+        .create_token(&alice, &NewToken { name: "ci".to_owned(), expires_in_days: None }, HERE)
+        .await
+        .unwrap();
     use crate::meta::MetaStore as _;
     let all = world.store.scan(&[], &[0xff; 8], 10_000).await.unwrap();
     for secret in [GOOD.as_bytes(), old.as_bytes(), api.token.as_bytes(), api.token[4..].as_bytes()] {
         assert!(all.iter().all(|(key, value)| {
-            !key.windows(secret.len()).any(|part| part == secret) && !value.windows(secret.len()).any(|part| part == secret)
+            !key.windows(secret.len()).any(|part| part == secret)
+                && !value.windows(secret.len()).any(|part| part == secret)
         }));
     }
 }

@@ -157,7 +157,10 @@ impl Try<'_> {
             None => false,
         };
         if had {
-            self.throttle.meta.commit(Vec::new(), vec![meta::remove(keys::login_failures(of_account))]).await?;
+            self.throttle
+                .meta
+                .commit(Vec::new(), vec![meta::remove(keys::login_failures(of_account))])
+                .await?;
         }
         Ok(())
     }

@@ -41,10 +41,17 @@ impl Accounts {
     ///
     /// # Errors
     /// `Invalid`; `AlreadyExists` when the caller has one of that name.
-    pub async fn create_token(&self, caller: &Caller, new: &api::NewToken, from: IpAddr) -> Result<api::CreatedToken> {
+    pub async fn create_token(
+        &self,
+        caller: &Caller,
+        new: &api::NewToken,
+        from: IpAddr,
+    ) -> Result<api::CreatedToken> {
         let characters = new.name.chars().count();
         if characters == 0 || characters > NAME_CHARACTERS_MAX || new.name.chars().any(char::is_control) {
-            return Err(Error::invalid(format!("a token's name has 1 to {NAME_CHARACTERS_MAX} printable characters")));
+            return Err(Error::invalid(format!(
+                "a token's name has 1 to {NAME_CHARACTERS_MAX} printable characters"
+            )));
         }
         if new.expires_in_days.is_some_and(|days| !(1..=DAYS_MAX).contains(&days)) {
             return Err(Error::invalid(format!("a token expires after 1 to {DAYS_MAX} days")));
@@ -71,7 +78,11 @@ impl Accounts {
         let index = keys::user_token(caller.user, &new.name);
         let writes = vec![meta::put(index.clone(), &hash)?, meta::put(keys::token(&hash), &token)?];
         self.meta.commit(vec![Guard { key: index, value: None }], writes).await.map_err(|error| {
-            if login::is_stale(&error) { Error::already_exists(format!("token {:?}", new.name)) } else { error }
+            if login::is_stale(&error) {
+                Error::already_exists(format!("token {:?}", new.name))
+            } else {
+                error
+            }
         })?;
         audit(&caller.username, "create token", &new.name, Some(from), "ok");
         Ok(api::CreatedToken { token: secret, info: describe(&token, &caller.username) })
@@ -124,7 +135,9 @@ impl Accounts {
             Some(token) => token,
             None => {
                 let _changing = self.changing.lock().await;
-                let Some(token) = self.meta.get::<ApiToken>(&keys::token(&hash)).await? else { return Ok(None) };
+                let Some(token) = self.meta.get::<ApiToken>(&keys::token(&hash)).await? else {
+                    return Ok(None);
+                };
                 let token = Arc::new(token);
                 self.tokens.insert(hash, Arc::clone(&token));
                 token
@@ -177,6 +190,10 @@ impl Accounts {
         let index = self.meta.scan::<[u8; 32]>(&from, &keys::end_of(&from), TOKENS_MAX).await?;
         let names: Vec<_> = index.iter().map(|(_, hash)| keys::token(hash)).collect();
         let tokens = self.meta.get_many::<ApiToken>(&names).await?;
-        Ok(index.into_iter().zip(tokens).filter_map(|((key, hash), token)| Some((key, hash, token?))).collect())
+        Ok(index
+            .into_iter()
+            .zip(tokens)
+            .filter_map(|((key, hash), token)| Some((key, hash, token?)))
+            .collect())
     }
 }

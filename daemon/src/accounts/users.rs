@@ -212,7 +212,13 @@ impl Accounts {
     ///
     /// # Errors
     /// `NotFound`; `Invalid`; `Forbidden` for what would leave no admin.
-    pub async fn change(&self, caller: &Caller, username: &str, change: &Change, from: IpAddr) -> Result<api::User> {
+    pub async fn change(
+        &self,
+        caller: &Caller,
+        username: &str,
+        change: &Change,
+        from: IpAddr,
+    ) -> Result<api::User> {
         let result = self.try_change(username, change).await;
         let outcome = result.as_ref().map_or_else(|error| error.kind().code(), |_| "ok");
         let mut what = vec!["change user"];

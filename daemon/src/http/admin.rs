@@ -5,8 +5,8 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use tandemfs::Error;
 use tandemfs::api::admin::{
-    Capacity, FailNode, Job, JobKind, JobList, JobState, Node, NodeList, Repaired, Session, SessionList, StartJob,
-    System, Wait,
+    Capacity, FailNode, Job, JobKind, JobList, JobState, Node, NodeList, Repaired, Session, SessionList,
+    StartJob, System, Wait,
 };
 use tandemfs::api::problem::Problem as ProblemBody;
 use tandemfs::id::{JobId, NodeId};
@@ -39,8 +39,8 @@ async fn system(State(app): State<App>, _admin: Admin) -> Result<Json<System>, P
     totals.users = app.accounts.count().await?;
     let room = app.replicator.room().await;
     let jobs = app.jobs.list().into_iter().filter(|job| job.state == JobState::Running).collect();
-    let configuration =
-        serde_json::to_value(&app.settings).map_err(|error| Error::internal("the settings").because(error))?;
+    let configuration = serde_json::to_value(&app.settings)
+        .map_err(|error| Error::internal("the settings").because(error))?;
     Ok(Json(System {
         configuration,
         totals,
@@ -165,7 +165,11 @@ fn job_id(text: &str) -> Result<JobId, Problem> {
 #[utoipa::path(get, path = "/v1/jobs/{job_id}", tag = "jobs", params(("job_id" = String, Path,)),
     responses((status = 200, body = Job), (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
         (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
-async fn get_job(State(app): State<App>, _admin: Admin, Path(job): Path<String>) -> Result<Json<Job>, Problem> {
+async fn get_job(
+    State(app): State<App>,
+    _admin: Admin,
+    Path(job): Path<String>,
+) -> Result<Json<Job>, Problem> {
     Ok(Json(app.jobs.get(job_id(&job)?)?))
 }
 

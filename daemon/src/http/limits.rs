@@ -70,7 +70,8 @@ pub(super) async fn apply(State(limits): State<Arc<Limits>>, request: Request, n
 /// The id that the client gave, if it is a plain word, or a new one.
 fn request_id(headers: &HeaderMap) -> String {
     let plain = |id: &&str| {
-        (1..=64).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+        (1..=64).contains(&id.len())
+            && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
     };
     match headers.get(REQUEST_ID_HEADER).and_then(|id| id.to_str().ok()).filter(plain) {
         Some(id) => id.to_owned(),
@@ -90,7 +91,10 @@ async fn answer(limits: &Limits, request: Request, next: Next) -> Response {
     } else {
         match limits.requests.try_acquire() {
             Ok(place) => Some(place),
-            Err(_) => return Problem(Error::unavailable("too many requests at once").retry_after(1)).into_response(),
+            Err(_) => {
+                return Problem(Error::unavailable("too many requests at once").retry_after(1))
+                    .into_response();
+            }
         }
     };
     let head = request.method() == Method::HEAD;

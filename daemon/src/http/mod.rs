@@ -42,6 +42,15 @@ struct Page {
     cursor: Option<String>,
 }
 
+/// Whose tokens.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct OfUser {
+    /// Another user's, for admins; the caller's own if not given.
+    user: Option<String>,
+}
+
 fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(openapi::Base::openapi())
         .merge(users::routes())

@@ -53,7 +53,9 @@ async fn openapi(Extension(documents): Extension<Arc<Documents>>) -> impl IntoRe
 #[utoipa::path(get, path = "/docs", tag = "documentation", security(()),
     responses((status = 200, body = String, content_type = "text/html")))]
 async fn docs(Extension(documents): Extension<Arc<Documents>>) -> impl IntoResponse {
-    let policy = format!("default-src 'none'; style-src '{STYLE_HASH}'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'");
+    let policy = format!(
+        "default-src 'none'; style-src '{STYLE_HASH}'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+    );
     ([(CONTENT_SECURITY_POLICY, policy)], Html(documents.html.clone()))
 }
 
@@ -77,7 +79,9 @@ fn page(api: &Value) -> String {
     let mut body = String::new();
     for (path, methods) in api["paths"].as_object().into_iter().flatten() {
         for (method, operation) in methods.as_object().into_iter().flatten() {
-            let open = operation["security"].as_array().is_some_and(|any| any.iter().any(|one| one == &serde_json::json!({})));
+            let open = operation["security"]
+                .as_array()
+                .is_some_and(|any| any.iter().any(|one| one == &serde_json::json!({})));
             let _ = writeln!(
                 body,
                 "<section><h2><b>{}</b> {}</h2><p>{} {}{}</p>",
@@ -99,13 +103,24 @@ fn page(api: &Value) -> String {
             }
             if let Some(content) = operation["requestBody"]["content"].as_object() {
                 for (kind, what) in content {
-                    let _ = writeln!(body, "<p>Body: <code>{}</code> {}</p>", escape(kind), type_name(&what["schema"]));
+                    let _ = writeln!(
+                        body,
+                        "<p>Body: <code>{}</code> {}</p>",
+                        escape(kind),
+                        type_name(&what["schema"])
+                    );
                 }
             }
             for (status, answer) in operation["responses"].as_object().into_iter().flatten() {
                 let kinds = answer["content"].as_object().into_iter().flatten();
                 let kinds: Vec<_> = kinds.map(|(_, what)| type_name(&what["schema"])).collect();
-                let _ = writeln!(body, "<p>{}: {} {}</p>", escape(status), text(&answer["description"]), kinds.join(", "));
+                let _ = writeln!(
+                    body,
+                    "<p>{}: {} {}</p>",
+                    escape(status),
+                    text(&answer["description"]),
+                    kinds.join(", ")
+                );
             }
             body.push_str("</section>\n");
         }

@@ -85,7 +85,10 @@ async fn check_exposure(app: &App) -> Result<()> {
                 settings.listen
             )));
         }
-        log::warn!("serving plain HTTP on {}: everybody on the way can read passwords and data", settings.listen);
+        log::warn!(
+            "serving plain HTTP on {}: everybody on the way can read passwords and data",
+            settings.listen
+        );
     }
     Ok(())
 }
@@ -106,8 +109,17 @@ pub async fn serve(app: App, listener: TcpListener) -> Result<Serving> {
     let make_service = super::router(app).into_make_service_with_connect_info::<SocketAddr>();
     let mut server = axum_server::from_tcp(listener)?.handle(handle.clone()).acceptor(gate.clone());
     let header_timeout = Duration::from_secs(settings.header_timeout_s);
-    server.http_builder().http1().header_read_timeout(header_timeout).max_headers(HEADERS_MAX).max_buf_size(HEAD_BYTES_MAX);
-    server.http_builder().http2().max_concurrent_streams(STREAMS_MAX).max_header_list_size(HEAD_BYTES_MAX as u32);
+    server
+        .http_builder()
+        .http1()
+        .header_read_timeout(header_timeout)
+        .max_headers(HEADERS_MAX)
+        .max_buf_size(HEAD_BYTES_MAX);
+    server
+        .http_builder()
+        .http2()
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEAD_BYTES_MAX as u32);
     let server = server.first_request_timeout(header_timeout);
     let (scheme, task) = match tls(&settings).await? {
         Some(config) => {
@@ -155,9 +167,11 @@ impl<S: Send + 'static> Accept<TcpStream, S> for Gate {
             stream.set_nodelay(true)?;
             Ok(place)
         };
-        std::future::ready(enter().map(|place| {
-            (Connection { stream, stall: self.stall, stalled: None, _place: place }, service)
-        }))
+        std::future::ready(
+            enter().map(|place| {
+                (Connection { stream, stall: self.stall, stalled: None, _place: place }, service)
+            }),
+        )
     }
 }
 
@@ -183,7 +197,11 @@ impl Connection {
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }

@@ -35,7 +35,8 @@ struct Answer {
 
 impl Answer {
     fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("{:?}", String::from_utf8_lossy(&self.body)))
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|_| panic!("{:?}", String::from_utf8_lossy(&self.body)))
     }
 
     /// Checks that it is a problem as the API promises them, and returns its code.
@@ -157,14 +158,8 @@ const FOR_ADMINS: &[&str] = &[
     "POST /v1/jobs/{job_id}/cancel",
     "GET /v1/sessions",
 ];
-const FOR_ALL: &[&str] = &[
-    "POST /login",
-    "GET /healthz",
-    "GET /readyz",
-    "GET /openapi.json",
-    "GET /docs",
-    "GET /docs/errors",
-];
+const FOR_ALL: &[&str] =
+    &["POST /login", "GET /healthz", "GET /readyz", "GET /openapi.json", "GET /docs", "GET /docs/errors"];
 
 /// Every operation of the document: method, path with its parameters filled in, and its name.
 fn operations(document: &Value) -> Vec<(Method, String, String)> {
@@ -245,9 +240,16 @@ async fn the_document_is_whole_and_the_page_shows_it() {
     }
     for path in ["/docs", "/docs/errors"] {
         let page = server.call(Method::GET, path, "", None).await;
-        assert!(page.headers["content-security-policy"].to_str().unwrap().starts_with("default-src 'none'; style-src 'sha256-"));
+        assert!(
+            page.headers["content-security-policy"]
+                .to_str()
+                .unwrap()
+                .starts_with("default-src 'none'; style-src 'sha256-")
+        );
         let page = String::from_utf8(page.body).unwrap();
-        assert!(page.contains("/admin/system/repair-node/{node_id}") && page.contains("id=\"quota_exceeded\""));
+        assert!(
+            page.contains("/admin/system/repair-node/{node_id}") && page.contains("id=\"quota_exceeded\"")
+        );
         assert!(!page.contains("<script") && !page.contains("://"), "nothing from elsewhere");
     }
 }
@@ -298,12 +300,36 @@ async fn bad_requests_get_problems() {
         ("POST", "/admin/system/fail-node/1", json, br#"{"mode":"explode"}"#.to_vec(), 400),
         ("POST", "/admin/system/repair-node/1?wait=perhaps", json, b"".to_vec(), 400),
         ("POST", "/admin/system/repair-node/99", json, b"".to_vec(), 404),
-        ("POST", "/register", json, br#"{"username":"bob","password":"a good long password","id":1}"#.to_vec(), 400),
-        ("POST", "/register", json, br#"{"username":"bob","password":"a good long password","role":"root"}"#.to_vec(), 400),
-        ("POST", "/register", json, br#"{"username":"bob","password":"a good long password","quota_bytes":-1}"#.to_vec(), 400),
+        (
+            "POST",
+            "/register",
+            json,
+            br#"{"username":"bob","password":"a good long password","id":1}"#.to_vec(),
+            400,
+        ),
+        (
+            "POST",
+            "/register",
+            json,
+            br#"{"username":"bob","password":"a good long password","role":"root"}"#.to_vec(),
+            400,
+        ),
+        (
+            "POST",
+            "/register",
+            json,
+            br#"{"username":"bob","password":"a good long password","quota_bytes":-1}"#.to_vec(),
+            400,
+        ),
         ("POST", "/register", json, br#"{"username":"Bob","password":"a good long password"}"#.to_vec(), 400),
         ("POST", "/register", json, br#"{"username":"bob","password":"password"}"#.to_vec(), 400),
-        ("POST", "/register", json, br#"{"username":"alice","password":"a good long password"}"#.to_vec(), 409),
+        (
+            "POST",
+            "/register",
+            json,
+            br#"{"username":"alice","password":"a good long password"}"#.to_vec(),
+            409,
+        ),
         ("PATCH", "/v1/users/alice", json, br#"{"user_id":1}"#.to_vec(), 400),
         ("PATCH", "/v1/users/alice", json, br#"{"username":"eve"}"#.to_vec(), 400),
         ("POST", "/v1/tokens", json, br#"{"name":""}"#.to_vec(), 400),
@@ -342,7 +368,10 @@ async fn encoded_bodies_foreign_addresses_and_ids_of_requests_are_not_believed()
     };
     let encoded = server.send(login(&[("content-encoding", "gzip")], "127.0.0.1:1", "admin123")).await;
     assert_eq!((encoded.status.as_u16(), encoded.problem().as_str()), (415, "unsupported_media"));
-    for headers in [vec![], vec![("x-forwarded-for", "127.0.0.1"), ("forwarded", "for=127.0.0.1"), ("host", "localhost")]] {
+    for headers in [
+        vec![],
+        vec![("x-forwarded-for", "127.0.0.1"), ("forwarded", "for=127.0.0.1"), ("host", "localhost")],
+    ] {
         let away = server.send(login(&headers, "192.0.2.1:1", "admin123")).await;
         assert_eq!((away.status.as_u16(), away.problem().as_str()), (403, "default_password"));
     }
@@ -404,7 +433,8 @@ async fn admins_see_the_warning_and_the_system_and_others_do_not() {
     let changed = server.call(Method::PATCH, "/v1/users/alice", &admin, Some(quota)).await.json();
     assert_eq!((changed["quota_bytes"].as_u64(), changed["quota_files"].as_u64()), (Some(1000), Some(10)));
 
-    let failed = server.call(Method::POST, "/admin/system/fail-node/2", &admin, Some(json!({"mode": "wipe"}))).await;
+    let failed =
+        server.call(Method::POST, "/admin/system/fail-node/2", &admin, Some(json!({"mode": "wipe"}))).await;
     assert_eq!((failed.status.as_u16(), failed.json()["state"].as_str()), (200, Some("failed")));
     let status = server.call(Method::GET, "/status", &alice, None).await.json();
     assert_eq!((status["status"].as_str(), status["nodes"]["failed"].as_u64()), (Some("degraded"), Some(1)));

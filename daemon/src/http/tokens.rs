@@ -3,30 +3,19 @@
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
-use serde::Deserialize;
 use tandemfs::Error;
 use tandemfs::api::problem::Problem as ProblemBody;
 use tandemfs::api::users::{CreatedToken, NewToken, Role, TokenList};
-use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::auth::Peer;
-use super::{Json, Path, Problem, Query};
+use super::{Json, OfUser, Path, Problem, Query};
 use crate::accounts::Caller;
 use crate::daemon::App;
 
 pub(super) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new().routes(routes!(list_tokens, create_token)).routes(routes!(revoke_token))
-}
-
-/// Whose tokens.
-#[derive(Debug, Default, Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-#[serde(deny_unknown_fields)]
-struct OfUser {
-    /// Another user's, for admins; the caller's own if not given.
-    user: Option<String>,
 }
 
 impl OfUser {

@@ -5,7 +5,9 @@ use axum::http::StatusCode;
 use axum::http::header::LOCATION;
 use axum::response::IntoResponse;
 use tandemfs::api::problem::Problem as ProblemBody;
-use tandemfs::api::users::{ChangePassword, ChangeUser, Login, LoginReply, LoginUser, Register, User, UserPage};
+use tandemfs::api::users::{
+    ChangePassword, ChangeUser, Login, LoginReply, LoginUser, Register, User, UserPage,
+};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -29,7 +31,11 @@ pub(super) fn routes() -> OpenApiRouter<App> {
 #[utoipa::path(post, path = "/login", tag = "accounts", security(()), request_body = Login,
     responses((status = 200, body = LoginReply), (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
         (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
-async fn login(State(app): State<App>, Peer(from): Peer, Json(body): Json<Login>) -> Result<Json<LoginReply>, Problem> {
+async fn login(
+    State(app): State<App>,
+    Peer(from): Peer,
+    Json(body): Json<Login>,
+) -> Result<Json<LoginReply>, Problem> {
     let login = app.accounts.login(&body.username, &body.password, from).await?;
     Ok(Json(LoginReply {
         token: login.token,
@@ -86,7 +92,10 @@ async fn list_users(
     let limit = page.limit.unwrap_or(100);
     let users = app.accounts.list(limit, page.cursor.as_deref()).await?;
     // Names need no escaping in a URL: their rule allows nothing that would.
-    let next = users.next_cursor.as_ref().map(|next| format!("</v1/users?limit={limit}&cursor={next}>; rel=\"next\""));
+    let next = users
+        .next_cursor
+        .as_ref()
+        .map(|next| format!("</v1/users?limit={limit}&cursor={next}>; rel=\"next\""));
     Ok((next.map(|next| [(axum::http::header::LINK, next)]), Json(users)))
 }
 
@@ -94,7 +103,11 @@ async fn list_users(
 #[utoipa::path(get, path = "/v1/users/{name}", tag = "accounts", params(("name" = String, Path,)),
     responses((status = 200, body = User), (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
         (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
-async fn get_user(State(app): State<App>, _admin: Admin, Path(name): Path<String>) -> Result<Json<User>, Problem> {
+async fn get_user(
+    State(app): State<App>,
+    _admin: Admin,
+    Path(name): Path<String>,
+) -> Result<Json<User>, Problem> {
     Ok(Json(app.accounts.user(&name).await?))
 }
 

@@ -42,12 +42,15 @@ fn no_mutation_of_a_real_token_is_accepted() {
             tried += 1;
         }
     };
-    let alphabet: Vec<char> = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_".chars().collect();
+    let alphabet: Vec<char> =
+        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_".chars().collect();
     for at in 0..token.len() {
         refuse(token[..at].to_owned());
         refuse(token[at..].to_owned());
         refuse(format!("{}{}", &token[..at], &token[at + 1..]));
-        for replacement in ['A', '_', '.', '=', '+', '/', ' ', '\0', 'é', alphabet[at % 64], alphabet[(at * 7 + 3) % 64]] {
+        for replacement in
+            ['A', '_', '.', '=', '+', '/', ' ', '\0', 'é', alphabet[at % 64], alphabet[(at * 7 + 3) % 64]]
+        {
             refuse(format!("{}{replacement}{}", &token[..at], &token[at + 1..]));
             refuse(format!("{}{replacement}{}", &token[..at], &token[at..]));
         }
