@@ -87,12 +87,11 @@ impl Several {
 }
 
 fn code_of(kind: ErrorKind) -> u8 {
-    use ErrorKind as Kind;
-    match kind {
-        Kind::Unauthenticated | Kind::Forbidden | Kind::NotPermitted | Kind::ReadOnly => 3,
-        Kind::NotFound => 4,
-        Kind::Unavailable | Kind::TimedOut | Kind::TooManyRequests => 5,
-        Kind::QuotaExceeded | Kind::NoSpace => 6,
+    match kind.http_status() {
+        401 | 403 => 3,
+        404 => 4,
+        408 | 429 | 503 => 5,
+        507 => 6,
         _ => 1,
     }
 }

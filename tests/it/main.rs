@@ -8,6 +8,7 @@ mod shell;
 mod crash;
 mod damage;
 mod disk_full;
+mod documents;
 mod failure;
 mod power;
 mod rest;
