@@ -1,1 +1,0 @@
-//! Tests of the file system against an in-memory daemon.

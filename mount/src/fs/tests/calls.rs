@@ -1,0 +1,273 @@
+//! Single behaviours, each by name.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tandemfs::clock::Time;
+use tandemfs::id::Ino;
+use tandemfs::tree::{CHUNK_SIZE, Key, NewNode, Record, XattrMode};
+use tandemfs::{Error, ErrorKind};
+use tokio::time::{Instant, sleep};
+
+use super::fake::{Daemon, LEASE_MS};
+use super::{ROOT, list, mount, mount_with};
+use crate::fs::files::WriteFlags;
+use crate::fs::{Fs, Options, Set, SetTime};
+
+async fn make(fs: &Fs, name: &str, data: &[u8]) -> Ino {
+    let (stat, handle) = fs.create(ROOT, Ino::ROOT, name.as_bytes(), 0o644, libc::O_EXCL).await.unwrap();
+    fs.write(handle, 0, data, WriteFlags::default()).await.unwrap();
+    fs.flush(handle).await.unwrap();
+    fs.release(handle).await;
+    stat.inode.ino
+}
+
+async fn content(fs: &Fs, ino: Ino) -> Vec<u8> {
+    let handle = fs.open_file(ROOT, ino, libc::O_RDONLY).await.unwrap();
+    let data = fs.read(handle, 0, 1 << 24).await.unwrap();
+    fs.release(handle).await;
+    data
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_cached_costs_no_request() {
+    let daemon = Arc::new(Daemon::default());
+    let fs = mount(&daemon).await;
+    for name in ["a", "b", "c", "d", "e", "f", "g", "h", "i"] {
+        make(&fs, name, b"x").await;
+    }
+    let names = list(&fs, Ino::ROOT, true).await;
+    assert_eq!(names.len(), 11);
+    let before = daemon.reads.load(Ordering::SeqCst);
+    assert_eq!(list(&fs, Ino::ROOT, true).await, names);
+    assert_eq!(fs.lookup(Ino::ROOT, b"no such").await.unwrap_err().kind(), ErrorKind::NotFound);
+    fs.lookup(Ino::ROOT, b"e").await.unwrap();
+    assert_eq!(fs.get_xattr(Ino::ROOT, b"user.x").await.unwrap_err().kind(), ErrorKind::NoAttribute);
+    assert_eq!(daemon.reads.load(Ordering::SeqCst), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_between_request_and_reply_is_not_lost() {
+    let daemon = Arc::new(Daemon::default());
+    let (one, kernel) = mount_with(&daemon, Options::default()).await;
+    let two = mount(&daemon).await;
+    let ino = make(&two, "a", b"old").await;
+    daemon.hold_reads.store(true, Ordering::SeqCst);
+    let asking = tokio::spawn({
+        let one = Arc::clone(&one);
+        async move { one.getattr(ino).await }
+    });
+    while daemon.reads_held.load(Ordering::SeqCst) == 0 {
+        sleep(Duration::from_millis(1)).await;
+    }
+    daemon.hold_reads.store(false, Ordering::SeqCst);
+    let chmod = Set { mode: Some(0o600), ..Set::default() };
+    two.setattr(ROOT, ino, chmod).await.unwrap();
+    assert!(
+        kernel.attributes.lock().unwrap().contains(&ino),
+        "the kernel was told before the author was answered"
+    );
+    assert!(kernel.names.load(Ordering::SeqCst) > 0);
+    daemon.release_reads.notify_waiters();
+    asking.await.unwrap().unwrap();
+    assert_eq!(one.getattr(ino).await.unwrap().inode.mode, 0o600);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_upload_is_reported_once_to_each_handle() {
+    let daemon = Arc::new(Daemon::default());
+    let fs = mount(&daemon).await;
+    let ino = make(&fs, "a", b"kept").await;
+    let one = fs.open_file(ROOT, ino, libc::O_RDWR).await.unwrap();
+    let two = fs.open_file(ROOT, ino, libc::O_RDWR).await.unwrap();
+    daemon.full.store(true, Ordering::SeqCst);
+    fs.write(one, 0, b"lost", WriteFlags::default()).await.unwrap();
+    assert_eq!(fs.fsync(one).await.unwrap_err().kind(), ErrorKind::NoSpace);
+    fs.fsync(one).await.unwrap();
+    assert_eq!(fs.flush(two).await.unwrap_err().kind(), ErrorKind::NoSpace);
+    fs.flush(two).await.unwrap();
+    daemon.full.store(false, Ordering::SeqCst);
+    assert_eq!(content(&fs, ino).await, b"kept");
+    fs.write(two, 4, b" more", WriteFlags::default()).await.unwrap();
+    fs.fsync(two).await.unwrap();
+    assert_eq!(content(&fs, ino).await, b"kept more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_wait_for_a_daemon_that_is_away_and_go_on() {
+    let daemon = Arc::new(Daemon::default());
+    let fs = mount(&daemon).await;
+    let ino = make(&fs, "a", b"data").await;
+    assert_eq!(content(&fs, ino).await, b"data");
+    daemon.down.store(true, Ordering::SeqCst);
+    let making = tokio::spawn({
+        let fs = Arc::clone(&fs);
+        async move { fs.make(ROOT, Ino::ROOT, b"d", NewNode::Directory, 0o755).await }
+    });
+    sleep(Duration::from_millis(LEASE_MS * 3)).await;
+    assert_eq!(content(&fs, ino).await, b"data", "nobody listens, so nobody changes anything");
+    assert!(!making.is_finished());
+    daemon.restart();
+    daemon.down.store(false, Ordering::SeqCst);
+    making.await.unwrap().unwrap();
+    assert_eq!(list(&fs, Ino::ROOT, false).await, [".", "..", "a", "d"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiting_is_bounded() {
+    let daemon = Arc::new(Daemon::default());
+    let options = Options { offline_timeout: Duration::from_secs(7), ..Options::default() };
+    let (fs, _) = mount_with(&daemon, options).await;
+    daemon.down.store(true, Ordering::SeqCst);
+    let start = Instant::now();
+    let error = fs.make(ROOT, Ino::ROOT, b"d", NewNode::Directory, 0o755).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut);
+    assert!((7..10).contains(&start.elapsed().as_secs()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_run_of_the_daemon_drops_what_is_cached() {
+    let daemon = Arc::new(Daemon::default());
+    let (fs, kernel) = mount_with(&daemon, Options::default()).await;
+    let ino = make(&fs, "a", b"data").await;
+    fs.remember(ino);
+    daemon.restart();
+    sleep(Duration::from_secs(2)).await;
+    assert!(kernel.pages.lock().unwrap().contains(&ino));
+    assert!(fs.session.cache.get(&Key::Inode(ino)).is_none());
+    assert_eq!(content(&fs, ino).await, b"data");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fenced_mount_writes_what_it_has_staged_in_a_new_session() {
+    let daemon = Arc::new(Daemon::default());
+    let fs = mount(&daemon).await;
+    let (kept, gone) = (make(&fs, "kept", b"").await, make(&fs, "gone", b"").await);
+    let handles = [
+        fs.open_file(ROOT, kept, libc::O_RDWR).await.unwrap(),
+        fs.open_file(ROOT, gone, libc::O_RDWR).await.unwrap(),
+    ];
+    for handle in handles {
+        fs.write(handle, 0, b"staged", WriteFlags::default()).await.unwrap();
+    }
+    daemon.fence_all();
+    let other = mount(&daemon).await;
+    other.remove(ROOT, Ino::ROOT, b"gone", false).await.unwrap();
+    fs.flush(handles[0]).await.unwrap();
+    assert_eq!(content(&other, kept).await, b"staged");
+    assert_eq!(fs.flush(handles[1]).await.unwrap_err().kind(), ErrorKind::Stale);
+    make(&fs, "new", b"x").await;
+    assert_eq!(list(&other, Ino::ROOT, true).await, [".", "..", "kept", "new"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn times_set_after_writing_stay() {
+    let daemon = Arc::new(Daemon::default());
+    let fs = mount(&daemon).await;
+    let (stat, handle) = fs.create(ROOT, Ino::ROOT, b"a", 0o644, 0).await.unwrap();
+    fs.write(handle, 0, b"data", WriteFlags::default()).await.unwrap();
+    let batches = daemon.batches.load(Ordering::SeqCst);
+    let time = Time { seconds: 5, nanos: 7 };
+    let set = Set { mtime: Some(SetTime::At(time)), ..Set::default() };
+    fs.setattr(ROOT, stat.inode.ino, set).await.unwrap();
+    fs.flush(handle).await.unwrap();
+    assert_eq!(daemon.batches.load(Ordering::SeqCst), batches + 1, "data and times in one batch");
+    match daemon.record(&Key::Inode(stat.inode.ino)) {
+        Some(Record::Inode(inode)) => assert_eq!((inode.mtime, inode.size), (time, 4)),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn appends_of_two_mounts_do_not_overwrite_one_another() {
+    let daemon = Arc::new(Daemon::default());
+    let (one, two) = (mount(&daemon).await, mount(&daemon).await);
+    let ino = make(&one, "log", b"").await;
+    let flags = libc::O_WRONLY | libc::O_APPEND;
+    let handles =
+        [one.open_file(ROOT, ino, flags).await.unwrap(), two.open_file(ROOT, ino, flags).await.unwrap()];
+    for round in 0..4 {
+        for (fs, handle) in [&one, &two].into_iter().zip(handles) {
+            // The kernel's idea of the size is not to be trusted.
+            let written = fs.write(handle, 0, b"line\n", WriteFlags::default()).await.unwrap();
+            assert_eq!(written.moved, round > 0 || handle == handles[1] && Arc::ptr_eq(fs, &two));
+            fs.flush(handle).await.unwrap();
+        }
+    }
+    assert_eq!(content(&one, ino).await, b"line\n".repeat(8));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_write_stays_within_its_memory() {
+    let daemon = Arc::new(Daemon::default());
+    let (fs, _) = mount_with(&daemon, Options { memory: 32 << 20, ..Options::default() }).await;
+    let (stat, handle) = fs.create(ROOT, Ino::ROOT, b"big", 0o644, 0).await.unwrap();
+    let piece = vec![9; 1 << 20];
+    for at in 0..80 {
+        fs.write(handle, at << 20, &piece, WriteFlags::default()).await.unwrap();
+    }
+    fs.fsync(handle).await.unwrap();
+    fs.release(handle).await;
+    let size = stat.inode.ino;
+    let other = mount(&daemon).await;
+    assert_eq!(other.getattr(size).await.unwrap().inode.size, 80 << 20);
+    let handle = other.open_file(ROOT, size, libc::O_RDONLY).await.unwrap();
+    for at in 0..80 {
+        assert!(other.read(handle, at << 20, 1 << 20).await.unwrap() == piece);
+    }
+    assert_eq!(other.read(handle, 80 << 20, 10).await.unwrap(), b"");
+}
+
+#[tokio::test(start_paused = true)]
+async fn holes_are_found() {
+    let daemon = Arc::new(Daemon::default());
+    let fs = mount(&daemon).await;
+    let (_, handle) = fs.create(ROOT, Ino::ROOT, b"a", 0o644, 0).await.unwrap();
+    fs.write(handle, CHUNK_SIZE + 10, b"data", WriteFlags::default()).await.unwrap();
+    assert_eq!(fs.seek(handle, 0, false).await.unwrap(), CHUNK_SIZE + 10);
+    assert_eq!(fs.seek(handle, 0, true).await.unwrap(), 0);
+    assert_eq!(fs.seek(handle, CHUNK_SIZE + 11, true).await.unwrap(), CHUNK_SIZE + 14);
+    let past = |result: Result<u64, Error>| result.unwrap_err().kind() == ErrorKind::OutOfRange;
+    assert!(past(fs.seek(handle, CHUNK_SIZE + 14, false).await));
+    fs.allocate(ROOT, handle, 0, 3 * CHUNK_SIZE, 0).await.unwrap();
+    assert_eq!(fs.seek(handle, CHUNK_SIZE + 11, true).await.unwrap(), CHUNK_SIZE + 14);
+    assert!(past(fs.seek(handle, CHUNK_SIZE + 14, false).await));
+    let error = fs.allocate(ROOT, handle, 0, 1, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE).await;
+    assert_eq!(error.unwrap_err().kind(), ErrorKind::Unsupported);
+}
+
+#[tokio::test(start_paused = true)]
+async fn attributes_with_names_and_values() {
+    let daemon = Arc::new(Daemon::default());
+    let (one, two) = (mount(&daemon).await, mount(&daemon).await);
+    let ino = make(&one, "a", b"").await;
+    one.set_xattr(ino, b"user.x", b"1", XattrMode::Create).await.unwrap();
+    assert_eq!(two.get_xattr(ino, b"user.x").await.unwrap(), b"1");
+    one.set_xattr(ino, b"user.x", b"2", XattrMode::Replace).await.unwrap();
+    assert_eq!(two.get_xattr(ino, b"user.x").await.unwrap(), b"2");
+    assert_eq!(two.list_xattrs(ino).await.unwrap(), b"user.x\0");
+    two.remove_xattr(ino, b"user.x").await.unwrap();
+    assert_eq!(one.get_xattr(ino, b"user.x").await.unwrap_err().kind(), ErrorKind::NoAttribute);
+    let acl = one.get_xattr(ino, b"system.posix_acl_access").await.unwrap_err();
+    assert_eq!(acl.kind(), ErrorKind::Unsupported);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_changed_through_a_read_only_mount() {
+    let daemon = Arc::new(Daemon::default());
+    let ino = make(&*mount(&daemon).await, "a", b"data").await;
+    let (fs, _) = mount_with(&daemon, Options { read_only: true, ..Options::default() }).await;
+    assert_eq!(content(&fs, ino).await, b"data");
+    let refused = [
+        fs.open_file(ROOT, ino, libc::O_RDWR).await.map(drop),
+        fs.setattr(ROOT, ino, Set { mode: Some(0), ..Set::default() }).await.map(drop),
+        fs.remove(ROOT, Ino::ROOT, b"a", false).await,
+        fs.set_xattr(ino, b"user.x", b"", XattrMode::Set).await,
+    ];
+    for result in refused {
+        assert_eq!(result.unwrap_err().kind(), ErrorKind::ReadOnly);
+    }
+    let room = fs.room().await.unwrap();
+    assert_eq!((room.total, room.free, room.inodes, room.inodes_free), (3, 2, 3, 2));
+}

@@ -1,0 +1,468 @@
+//! A daemon in memory: a map of records, the rules of the tree, sessions with events that wait to be acknowledged.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt;
+use tandemfs::api::files::Storage;
+use tandemfs::api::fs::{
+    Ack, Answer, Batch, BatchReply, Event, InodeRange, OpenSession, Read, ReadReply, ResumeSession,
+    SessionGrant,
+};
+use tandemfs::clock::Time;
+use tandemfs::id::{BlockId, Ino, SessionId, VolumeId, VolumeKey};
+use tandemfs::tree::{self, Key, Mutation, Record, Stop, Usage, Want, WorkingSet};
+use tandemfs::{Error, Result};
+use tokio::sync::{Notify, mpsc};
+
+use crate::fs::kernel::Kernel;
+use crate::fs::remote::{Events, Remote};
+
+/// How many entries a page of a directory has, few enough to need several.
+const PAGE: usize = 7;
+pub(super) const LEASE_MS: u64 = 10_000;
+
+#[derive(Default)]
+pub(super) struct Daemon {
+    state: Mutex<State>,
+    acknowledged: Notify,
+    /// Counts requests; each of so many loses its answer.
+    pub(super) lose_every: AtomicU64,
+    count: AtomicU64,
+    /// Nobody listens.
+    pub(super) down: AtomicBool,
+    /// Blocks are refused.
+    pub(super) full: AtomicBool,
+    /// Reads wait here after they have been answered.
+    pub(super) hold_reads: AtomicBool,
+    pub(super) reads_held: AtomicU64,
+    pub(super) release_reads: Notify,
+    pub(super) batches: AtomicU64,
+    pub(super) reads: AtomicU64,
+}
+
+struct State {
+    records: BTreeMap<Key, Record>,
+    blocks: HashMap<BlockId, Bytes>,
+    version: u64,
+    run: u64,
+    sessions: BTreeMap<SessionId, Session>,
+    next_session: u64,
+    next_ino: u64,
+}
+
+#[derive(Default)]
+struct Session {
+    number: u64,
+    acked: u64,
+    held: HashSet<Ino>,
+    unacked: VecDeque<Event>,
+    stream: Option<mpsc::UnboundedSender<Result<Event>>>,
+    answers: HashMap<u64, Result<BatchReply>>,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        let root = Record::Inode(Box::new(tree::new_root(Time::default(), 0, 0)));
+        let records =
+            BTreeMap::from([(Key::Inode(Ino::ROOT), root), (Key::Usage, Record::Usage(Usage::default()))]);
+        Self {
+            records,
+            blocks: HashMap::new(),
+            version: 1,
+            run: 1,
+            sessions: BTreeMap::new(),
+            next_session: 1,
+            next_ino: 2,
+        }
+    }
+}
+
+impl State {
+    fn range(&self, want: &Want) -> Vec<(Key, Option<Record>)> {
+        let covered = self.records.iter().filter(|(key, _)| want.covers(key));
+        covered.map(|(key, record)| (key.clone(), Some(record.clone()))).collect()
+    }
+
+    fn lookup(&self, parent: Ino, name: &tandemfs::name::Name) -> Vec<(Key, Option<Record>)> {
+        let key = Key::Entry(parent, name.clone());
+        let entry = self.records.get(&key).cloned();
+        let inode = match &entry {
+            Some(Record::Entry(entry)) => {
+                Some((Key::Inode(entry.ino), self.records.get(&Key::Inode(entry.ino)).cloned()))
+            }
+            _ => None,
+        };
+        std::iter::once((key, entry)).chain(inode).collect()
+    }
+
+    fn answer(&self, want: &Want) -> Answer {
+        let (records, complete) = match want {
+            Want::Record(key) => (vec![(key.clone(), self.records.get(key).cloned())], true),
+            Want::Lookup { parent, name } => (self.lookup(*parent, name), true),
+            Want::Directory { ino, after, .. } => {
+                let after = after.as_ref();
+                let mut entries = self.records.iter().filter_map(|(key, record)| match (key, record) {
+                    (Key::Entry(parent, name), Record::Entry(_))
+                        if parent == ino && after.is_none_or(|after| name > after) =>
+                    {
+                        Some(name.clone())
+                    }
+                    _ => None,
+                });
+                let page: Vec<_> = entries.by_ref().take(PAGE).collect();
+                (page.iter().flat_map(|name| self.lookup(*ino, name)).collect(), entries.next().is_none())
+            }
+            range => (self.range(range), true),
+        };
+        Answer { records, complete }
+    }
+
+    fn apply(&mut self, mutations: &[Mutation]) -> Result<Vec<(Key, Option<Record>)>> {
+        let mut set = WorkingSet::new();
+        for mutation in mutations {
+            loop {
+                match tree::apply(&mut set, mutation) {
+                    Ok(()) => break,
+                    Err(Stop::Refused(error)) => return Err(error),
+                    Err(Stop::Missing(wants)) => {
+                        for want in wants {
+                            for (key, record) in self.answer(&want).records {
+                                set.load(key, record);
+                            }
+                            if matches!(want, Want::Chunks { .. } | Want::Xattrs(_) | Want::Links(_)) {
+                                set.load_range(want);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        let changes = set.into_changes();
+        for (key, record) in &changes.records {
+            match record {
+                Some(record) => drop(self.records.insert(key.clone(), record.clone())),
+                None => drop(self.records.remove(key)),
+            }
+        }
+        self.version += 1;
+        Ok(changes.records.into_iter().collect())
+    }
+}
+
+impl Daemon {
+    /// What is stored under a key.
+    pub(super) fn record(&self, key: &Key) -> Option<Record> {
+        self.state.lock().unwrap().records.get(key).cloned()
+    }
+
+    pub(super) fn keys(&self) -> Vec<Key> {
+        self.state.lock().unwrap().records.keys().cloned().collect()
+    }
+
+    pub(super) fn sessions(&self) -> usize {
+        self.state.lock().unwrap().sessions.len()
+    }
+
+    /// Forgets all sessions, as a daemon does that has fenced them.
+    pub(super) fn fence_all(&self) {
+        self.state.lock().unwrap().sessions.clear();
+        self.acknowledged.notify_waiters();
+    }
+
+    /// Another run: streams end, versions start again.
+    pub(super) fn restart(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.run += 1;
+        state.version = 1;
+        for session in state.sessions.values_mut() {
+            session.stream = None;
+            session.unacked.clear();
+            session.number = 0;
+            session.acked = 0;
+        }
+    }
+
+    fn up(&self) -> Result<()> {
+        if self.down.load(Ordering::SeqCst) { Err(Error::unavailable("refused")) } else { Ok(()) }
+    }
+
+    /// Loses an answer now and then.
+    fn lossy<T>(&self, answer: Result<T>) -> Result<T> {
+        let every = self.lose_every.load(Ordering::SeqCst);
+        let count = self.count.fetch_add(1, Ordering::SeqCst);
+        if every > 0 && count % every == 0 { Err(Error::unavailable("lost")) } else { answer }
+    }
+
+    fn session<T>(&self, id: SessionId, work: impl FnOnce(&mut Session) -> T) -> Result<T> {
+        let mut state = self.state.lock().unwrap();
+        state.sessions.get_mut(&id).map(work).ok_or_else(|| Error::session_ended(id.to_string()))
+    }
+
+    /// Commits on behalf of a session, and tells the others.
+    async fn commit(&self, id: SessionId, batch: &Batch) -> Result<BatchReply> {
+        let (reply, waits) = {
+            let mut state = self.state.lock().unwrap();
+            let session = state.sessions.get_mut(&id).ok_or_else(|| Error::session_ended(id.to_string()))?;
+            if let Some(answer) = session.answers.get(&batch.sequence) {
+                return answer.as_ref().map(Clone::clone).map_err(Error::duplicate);
+            }
+            let applied = state.apply(&batch.mutations);
+            let records = match applied {
+                Ok(records) => records,
+                Err(error) => {
+                    let answer = Err(error.duplicate());
+                    drop(state.sessions.get_mut(&id).unwrap().answers.insert(batch.sequence, answer));
+                    return Err(error);
+                }
+            };
+            let version = state.version;
+            let orphans: Vec<Ino> = records
+                .iter()
+                .filter_map(|(key, record)| match (key, record) {
+                    (Key::Orphan(ino), Some(_)) => Some(*ino),
+                    _ => None,
+                })
+                .collect();
+            let reply = BatchReply { version, records };
+            let keys: Vec<Key> = reply.records.iter().map(|(key, _)| key.clone()).collect();
+            let mut waits = Vec::new();
+            for (other, session) in &mut state.sessions {
+                if *other == id {
+                    session.answers.insert(batch.sequence, Ok(reply.clone()));
+                    session.held.extend(orphans.iter().filter(|ino| batch.held.contains(ino)));
+                    continue;
+                }
+                session.number += 1;
+                let event = Event::Changed {
+                    number: session.number,
+                    version,
+                    keys: keys.clone(),
+                    orphans: orphans.clone(),
+                };
+                session.unacked.push_back(event.clone());
+                if let Some(stream) = &session.stream {
+                    let _gone = stream.send(Ok(event));
+                }
+                waits.push((*other, session.number));
+            }
+            (reply, (waits, orphans))
+        };
+        let (waits, orphans) = waits;
+        loop {
+            let acknowledged = self.acknowledged.notified();
+            tokio::pin!(acknowledged);
+            acknowledged.as_mut().enable();
+            let done = {
+                let state = self.state.lock().unwrap();
+                waits
+                    .iter()
+                    .all(|(id, number)| state.sessions.get(id).is_none_or(|other| other.acked >= *number))
+            };
+            if done {
+                break;
+            }
+            acknowledged.await;
+        }
+        self.reap(&orphans);
+        Ok(reply)
+    }
+
+    /// Takes away orphans that nobody holds.
+    fn reap(&self, orphans: &[Ino]) {
+        let mut state = self.state.lock().unwrap();
+        for ino in orphans {
+            let held = state.sessions.values().any(|session| session.held.contains(ino));
+            while !held && state.records.contains_key(&Key::Orphan(*ino)) {
+                state.apply(&[Mutation::Reap { ino: *ino, chunks: 16 }]).unwrap();
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Remote for Daemon {
+    async fn open_session(&self, open: &OpenSession) -> Result<SessionGrant> {
+        self.up()?;
+        let mut state = self.state.lock().unwrap();
+        let session = SessionId(state.next_session);
+        state.next_session += 1;
+        state.sessions.insert(session, Session::default());
+        Ok(SessionGrant {
+            session,
+            volume: VolumeId(1),
+            key: VolumeKey([7; 32]),
+            read_only: open.read_only,
+            run: state.run,
+            version: state.version,
+            lease_ms: LEASE_MS,
+            usage: Usage::default(),
+        })
+    }
+
+    async fn resume_session(&self, session: SessionId, resume: &ResumeSession) -> Result<SessionGrant> {
+        self.up()?;
+        let mut state = self.state.lock().unwrap();
+        let (run, version) = (state.run, state.version);
+        let own =
+            state.sessions.get_mut(&session).ok_or_else(|| Error::session_ended(session.to_string()))?;
+        own.held.extend(&resume.held);
+        Ok(SessionGrant {
+            session,
+            volume: VolumeId(1),
+            key: VolumeKey([7; 32]),
+            read_only: false,
+            run,
+            version,
+            lease_ms: LEASE_MS,
+            usage: Usage::default(),
+        })
+    }
+
+    async fn close_session(&self, session: SessionId) -> Result<()> {
+        self.up()?;
+        let held = {
+            let mut state = self.state.lock().unwrap();
+            state.sessions.remove(&session).map(|session| session.held).unwrap_or_default()
+        };
+        self.reap(&held.into_iter().collect::<Vec<_>>());
+        self.acknowledged.notify_waiters();
+        Ok(())
+    }
+
+    async fn events(&self, session: SessionId) -> Result<Events> {
+        self.up()?;
+        let (sender, receiver) = mpsc::unbounded_channel();
+        self.session(session, |session| {
+            for event in &session.unacked {
+                let _sent = sender.send(Ok(event.clone()));
+            }
+            session.stream = Some(sender);
+        })?;
+        let stream = futures::stream::unfold(receiver, |mut receiver| async {
+            let event = receiver.recv().await?;
+            Some((event, receiver))
+        });
+        Ok(stream.boxed())
+    }
+
+    async fn ack(&self, session: SessionId, ack: &Ack) -> Result<()> {
+        self.up()?;
+        self.session(session, |session| {
+            session.acked = session.acked.max(ack.number);
+            session.held.extend(&ack.held);
+            let acked = session.acked;
+            session.unacked.retain(|event| matches!(event, Event::Changed { number, .. } if *number > acked));
+        })?;
+        self.acknowledged.notify_waiters();
+        Ok(())
+    }
+
+    async fn batch(&self, session: SessionId, batch: &Batch) -> Result<BatchReply> {
+        self.up()?;
+        self.batches.fetch_add(1, Ordering::SeqCst);
+        let answer = self.commit(session, batch).await;
+        if let [Mutation::Reap { ino, .. }] = &batch.mutations[..]
+            && answer.is_ok()
+        {
+            self.session(session, |session| session.held.remove(ino))?;
+            self.reap(&[*ino]);
+        }
+        self.lossy(answer)
+    }
+
+    async fn read(&self, session: SessionId, read: &Read) -> Result<ReadReply> {
+        self.up()?;
+        self.reads.fetch_add(1, Ordering::SeqCst);
+        self.session(session, |_| ())?;
+        let reply = {
+            let state = self.state.lock().unwrap();
+            ReadReply {
+                version: state.version,
+                answers: read.wants.iter().map(|want| state.answer(want)).collect(),
+            }
+        };
+        if self.hold_reads.load(Ordering::SeqCst) {
+            let release = self.release_reads.notified();
+            self.reads_held.fetch_add(1, Ordering::SeqCst);
+            release.await;
+        }
+        self.lossy(Ok(reply))
+    }
+
+    async fn inodes(&self, session: SessionId) -> Result<InodeRange> {
+        self.up()?;
+        self.session(session, |_| ())?;
+        let mut state = self.state.lock().unwrap();
+        let first = Ino(state.next_ino);
+        state.next_ino += 5;
+        Ok(InodeRange { first, count: 5 })
+    }
+
+    async fn put_block(&self, session: SessionId, block: BlockId, data: Bytes) -> Result<()> {
+        self.up()?;
+        self.session(session, |_| ())?;
+        if self.full.load(Ordering::SeqCst) {
+            return Err(Error::no_space("nodes"));
+        }
+        assert_eq!(BlockId::of(&VolumeKey([7; 32]), &data), block);
+        self.state.lock().unwrap().blocks.insert(block, data);
+        self.lossy(Ok(()))
+    }
+
+    async fn get_block(
+        &self,
+        session: SessionId,
+        block: BlockId,
+        range: Option<Range<u32>>,
+    ) -> Result<Bytes> {
+        self.up()?;
+        self.session(session, |_| ())?;
+        let data = self.state.lock().unwrap().blocks.get(&block).cloned();
+        let data = data.ok_or_else(|| Error::not_found("block"))?;
+        self.lossy(Ok(match range {
+            Some(range) => data.slice(range.start as usize..range.end as usize),
+            None => data,
+        }))
+    }
+
+    async fn storage(&self) -> Result<Storage> {
+        Ok(Storage {
+            used_bytes: 4096,
+            quota_bytes: None,
+            available_bytes: 8192,
+            files: 1,
+            quota_files: Some(3),
+        })
+    }
+
+    fn is_refused(&self, _: &Error) -> bool {
+        self.down.load(Ordering::SeqCst)
+    }
+}
+
+/// Notes what the kernel was told.
+#[derive(Default)]
+pub(super) struct FakeKernel {
+    pub(super) attributes: Mutex<Vec<Ino>>,
+    pub(super) pages: Mutex<Vec<Ino>>,
+    pub(super) names: AtomicU64,
+}
+
+impl Kernel for Arc<FakeKernel> {
+    fn drop_attributes(&self, ino: Ino) {
+        self.attributes.lock().unwrap().push(ino);
+    }
+
+    fn drop_pages(&self, ino: Ino, _: u64, _: u64) {
+        self.pages.lock().unwrap().push(ino);
+    }
+
+    fn drop_names(&self) {
+        self.names.fetch_add(1, Ordering::SeqCst);
+    }
+}

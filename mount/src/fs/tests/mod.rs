@@ -1,0 +1,45 @@
+//! The file system against a daemon in memory, without a mount and without HTTP.
+
+mod calls;
+mod fake;
+mod model;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tandemfs::clock::ManualClock;
+use tandemfs::tree::Credentials;
+
+use super::{Fs, Options};
+use fake::{Daemon, FakeKernel};
+
+const ROOT: Credentials = Credentials { uid: 0, gid: 0 };
+
+async fn mount_with(daemon: &Arc<Daemon>, options: Options) -> (Arc<Fs>, Arc<FakeKernel>) {
+    let clock = Arc::new(ManualClock::at(1_000_000));
+    let fs = Fs::open(Arc::clone(daemon) as _, clock, options).await.unwrap();
+    let kernel = Arc::new(FakeKernel::default());
+    fs.start(Arc::new(Arc::clone(&kernel)));
+    // The stream of events is there before anything happens.
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    (fs, kernel)
+}
+
+async fn mount(daemon: &Arc<Daemon>) -> Arc<Fs> {
+    mount_with(daemon, Options::default()).await.0
+}
+
+async fn list(fs: &Fs, ino: tandemfs::id::Ino, plus: bool) -> Vec<String> {
+    let handle = fs.open_directory(ino).await.unwrap();
+    let directory = fs.directory(handle).unwrap();
+    let mut names = Vec::new();
+    let mut offset = 0;
+    loop {
+        let page = fs.read_directory(&directory, offset, plus, 3).await.unwrap();
+        let Some(last) = page.last() else { break };
+        offset = last.next;
+        names.extend(page.into_iter().map(|entry| String::from_utf8(entry.name).unwrap()));
+    }
+    fs.release_directory(handle).await;
+    names
+}
