@@ -45,6 +45,10 @@ const HURT: usize = 1024;
 const HEDGE_READ: Duration = Duration::from_millis(100);
 /// A write is also tried on another node after so long.
 const HEDGE_WRITE: Duration = Duration::from_secs(1);
+/// After a commit that failed it is looked so often at what is stored now.
+const LOOKS: usize = 10;
+/// How long it is waited between two such looks.
+const LOOK: Duration = Duration::from_millis(200);
 /// An admin's question for a node's room takes no longer.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -69,7 +73,12 @@ impl Replicator {
     ///
     /// # Errors
     /// `Invalid` for settings that cannot be; those of the engine.
-    pub async fn open(meta: Meta, nodes: Vec<NodeSetup>, settings: &Settings, clock: Arc<dyn Clock>) -> Result<Arc<Self>> {
+    pub async fn open(
+        meta: Meta,
+        nodes: Vec<NodeSetup>,
+        settings: &Settings,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Arc<Self>> {
         let (replicas, min_replicas) = (settings.replicas as usize, settings.min_replicas as usize);
         if replicas == 0 || min_replicas == 0 || min_replicas > replicas {
             return Err(Error::invalid(format!("{min_replicas} of {replicas} replicas")));
@@ -161,7 +170,9 @@ impl Replicator {
 
     /// Room on the healthy nodes.
     pub async fn room(&self) -> Room {
-        let rooms = futures::future::join_all(self.nodes.all().filter(|node| node.is_healthy()).map(|node| self.room_on(node)));
+        let rooms = futures::future::join_all(
+            self.nodes.all().filter(|node| node.is_healthy()).map(|node| self.room_on(node)),
+        );
         rooms.await.into_iter().flatten().fold(Room::default(), |sum, room| Room {
             total_bytes: sum.total_bytes.saturating_add(room.total_bytes),
             free_bytes: sum.free_bytes.saturating_add(room.free_bytes),
@@ -200,7 +211,8 @@ impl Replicator {
         let (sum, missing) = {
             let census = self.census();
             let short = |nodes: &[NodeId]| {
-                nodes.contains(&record.id) && nodes.iter().filter(|id| self.nodes.is_healthy(**id)).count() < self.replicas
+                nodes.contains(&record.id)
+                    && nodes.iter().filter(|id| self.nodes.is_healthy(**id)).count() < self.replicas
             };
             (census.on(record.id), if node.is_healthy() { 0 } else { census.sum(short).blocks })
         };
@@ -233,7 +245,8 @@ impl Replicator {
     /// another node to copy to, and no node that has a copy is expected to come back soon.
     pub(crate) fn is_due(&self, replicas: &[NodeId]) -> bool {
         let healthy = replicas.iter().filter(|id| self.nodes.is_healthy(**id)).count();
-        let possible = self.nodes.all().filter(|node| node.is_healthy() && node.candidate().weight > 0).count();
+        let possible =
+            self.nodes.all().filter(|node| node.is_healthy() && node.candidate().weight > 0).count();
         let expected = replicas.iter().filter(|id| self.is_expected(**id)).count();
         healthy > 0 && healthy < self.replicas.min(possible) && healthy + expected < self.replicas
     }
@@ -261,18 +274,23 @@ impl Replicator {
     }
 
     /// A page of records in the order of their keys.
-    pub(crate) async fn page(&self, after: Option<&(VolumeId, BlockId)>) -> Result<Vec<(VolumeId, BlockId, Block)>> {
+    pub(crate) async fn page(
+        &self,
+        after: Option<&(VolumeId, BlockId)>,
+    ) -> Result<Vec<(VolumeId, BlockId, Block)>> {
         let (mut from, to) = keys::all_blocks();
         if let Some((volume, id)) = after {
             from = keys::block(*volume, id);
             from.push(0); // the next possible key
         }
         let page = self.meta.scan::<Block>(&from, &to, PAGE).await?;
-        let name = |key: &[u8]| keys::block_of(key).ok_or_else(|| Error::corrupt(format!("metadata key {}", hex::encode(key))));
+        let name = |key: &[u8]| {
+            keys::block_of(key).ok_or_else(|| Error::corrupt(format!("metadata key {}", hex::encode(key))))
+        };
         page.into_iter().map(|(key, block)| name(&key).map(|(volume, id)| (volume, id, block))).collect()
     }
 
-    fn census(&self) -> std::sync::MutexGuard<'_, Census> {
+    pub(crate) fn census(&self) -> std::sync::MutexGuard<'_, Census> {
         self.census.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -297,14 +315,30 @@ impl Replicator {
         let result = self.meta.commit(Vec::new(), writes).await;
         if result.is_ok() {
             self.census().change(old, new);
+            self.cache.change(volume, id, new);
+        } else {
+            // It may have happened all the same, and only the answer was lost.
+            self.cache.change(volume, id, None);
+            for _ in 0..LOOKS {
+                if let Ok(now) = self.record(volume, id).await {
+                    self.census().change(old, now.as_ref());
+                    break;
+                }
+                tokio::time::sleep(LOOK).await;
+            }
         }
-        self.cache.change(volume, id, new.filter(|_| result.is_ok()));
         result
     }
 
     /// The stored record. The caller holds the block's lock.
     async fn record(&self, volume: VolumeId, id: &BlockId) -> Result<Option<Block>> {
         self.meta.get(&keys::block(volume, id)).await
+    }
+
+    /// The metadata.
+    #[cfg(test)]
+    pub(crate) fn meta(&self) -> &Meta {
+        &self.meta
     }
 
     /// Counts all records anew, to be compared with the counts that are kept.

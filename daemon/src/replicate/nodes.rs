@@ -140,7 +140,8 @@ impl Node {
 
     /// Whether calls may reach it.
     pub(crate) fn is_reachable(&self) -> bool {
-        matches!(self.state(), NodeState::Healthy | NodeState::Repairing | NodeState::Draining) && self.store.is_some()
+        matches!(self.state(), NodeState::Healthy | NodeState::Repairing | NodeState::Draining)
+            && self.store.is_some()
     }
 
     /// When it last answered.
@@ -169,10 +170,16 @@ impl Node {
 
 impl Nodes {
     /// Loads the stored records and adds nodes that are new.
-    pub(crate) async fn open(meta: Meta, setups: Vec<NodeSetup>, timeout: Duration, clock: Arc<dyn Clock>) -> Result<Self> {
+    pub(crate) async fn open(
+        meta: Meta,
+        setups: Vec<NodeSetup>,
+        timeout: Duration,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self> {
         let (from, to) = keys::all_nodes();
         let stored: Vec<(meta::Key, NodeRecord)> = meta.scan(&from, &to, usize::from(u16::MAX)).await?;
-        let mut records: BTreeMap<NodeId, NodeRecord> = stored.into_iter().map(|(_, node)| (node.id, node)).collect();
+        let mut records: BTreeMap<NodeId, NodeRecord> =
+            stored.into_iter().map(|(_, node)| (node.id, node)).collect();
         let mut stores = BTreeMap::new();
         let mut writes = Vec::new();
         for setup in setups {
@@ -224,7 +231,14 @@ impl Nodes {
             }
         };
         let nodes = records.into_iter().map(|(id, record)| (id, Arc::new(node(record)))).collect();
-        Ok(Self { meta, clock, nodes, timeout, saving: tokio::sync::Mutex::default(), changed: watch::Sender::new(0) })
+        Ok(Self {
+            meta,
+            clock,
+            nodes,
+            timeout,
+            saving: tokio::sync::Mutex::default(),
+            changed: watch::Sender::new(0),
+        })
     }
 
     /// All of them.
@@ -283,7 +297,12 @@ impl Nodes {
     }
 
     /// A page of a node's objects.
-    pub(crate) async fn list(&self, node: &Node, after: Option<&BlockId>, limit: usize) -> Result<Vec<Object>> {
+    pub(crate) async fn list(
+        &self,
+        node: &Node,
+        after: Option<&BlockId>,
+        limit: usize,
+    ) -> Result<Vec<Object>> {
         self.call(node, |store| async move { store.list(after, limit).await }).await
     }
 
@@ -331,7 +350,9 @@ impl Nodes {
             .unwrap_or_else(|_| Err(Error::timed_out(format!("node {} did not answer", node.id))));
         match &result {
             // These are answers too: the node is there.
-            Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NoSpace | ErrorKind::Corrupt) => {
+            Err(error)
+                if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NoSpace | ErrorKind::Corrupt) =>
+            {
                 if node.misses.fetch_add(1, Ordering::Relaxed) + 1 >= MISSES {
                     self.suspect(node, error);
                 }

@@ -34,7 +34,9 @@ pub fn choose(id: &BlockId, candidates: &[Candidate], taken: &[&str], count: usi
     let mut chosen = Vec::new();
     while chosen.len() < count {
         // Of several with the least used zone, the first has the highest score.
-        let Some(best) = (0..ranked.len()).min_by_key(|at| uses.get(ranked[*at].1.zone.as_str()).copied().unwrap_or(0)) else {
+        let Some(best) =
+            (0..ranked.len()).min_by_key(|at| uses.get(ranked[*at].1.zone.as_str()).copied().unwrap_or(0))
+        else {
             break;
         };
         let (_, candidate) = ranked.remove(best);
@@ -97,7 +99,10 @@ mod tests {
 
     fn nodes() -> impl Strategy<Value = Vec<Candidate>> {
         prop::collection::vec((0_u32..4, 1_u32..5), 1..9).prop_map(|of| {
-            of.into_iter().zip(1..).map(|((zone, weight), id)| node(id, &format!("z{zone}"), weight)).collect()
+            of.into_iter()
+                .zip(1..)
+                .map(|((zone, weight), id)| node(id, &format!("z{zone}"), weight))
+                .collect()
         })
     }
 

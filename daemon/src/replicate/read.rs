@@ -34,13 +34,23 @@ impl Replicator {
                 // Its copies may have been moved or deleted meanwhile.
                 let now = self.record(volume, &id).await?.filter(|block| !block.deleting);
                 let now = now.ok_or_else(|| Error::not_found(format!("block {id}")))?;
-                if now.replicas == block.replicas { Err(error) } else { self.get_from(volume, &id, &now, &range).await }
+                if now.replicas == block.replicas {
+                    Err(error)
+                } else {
+                    self.get_from(volume, &id, &now, &range).await
+                }
             }
             result => result,
         }
     }
 
-    async fn get_from(&self, volume: VolumeId, id: &BlockId, block: &Block, range: &Range<u32>) -> Result<Bytes> {
+    async fn get_from(
+        &self,
+        volume: VolumeId,
+        id: &BlockId,
+        block: &Block,
+        range: &Range<u32>,
+    ) -> Result<Bytes> {
         let mut order = self.order(id, &block.replicas).into_iter();
         // Copies that cannot be reached may be good.
         let mut unreachable = order.len() < block.replicas.len();
@@ -79,19 +89,24 @@ impl Replicator {
         }
         match result {
             Some(data) => Ok(data),
-            None if unreachable => Err(Error::unavailable(format!("block {id}: no copy can be reached")).retry_after(1)),
+            None if unreachable => {
+                Err(Error::unavailable(format!("block {id}: no copy can be reached")).retry_after(1))
+            }
             None => Err(Error::corrupt(format!("block {id}: every copy is bad"))),
         }
     }
 
     /// The nodes to read from: healthy ones first, of those the ones that fail and work the least; otherwise as the block's hash says.
     fn order(&self, id: &BlockId, replicas: &[NodeId]) -> Vec<&Node> {
-        let nodes: Vec<&Node> = replicas.iter().filter_map(|node| self.nodes.get(*node).ok()).map(|node| &**node).collect();
+        let nodes: Vec<&Node> =
+            replicas.iter().filter_map(|node| self.nodes.get(*node).ok()).map(|node| &**node).collect();
         let candidates: Vec<_> =
             nodes.iter().map(|node| placement::Candidate { weight: 1, ..node.candidate() }).collect();
         let rank = placement::choose(id, &candidates, &[], candidates.len());
         let mut order: Vec<&Node> = nodes.into_iter().filter(|node| node.is_reachable()).collect();
-        order.sort_by_key(|node| (!node.is_healthy(), node.load(), rank.iter().position(|id| *id == node.id())));
+        order.sort_by_key(|node| {
+            (!node.is_healthy(), node.load(), rank.iter().position(|id| *id == node.id()))
+        });
         order
     }
 

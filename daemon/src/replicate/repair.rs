@@ -74,7 +74,9 @@ impl Copies {
                 self.source = Some(object);
                 return;
             }
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Corrupt) => self.bad.insert(node.id()),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Corrupt) => {
+                self.bad.insert(node.id())
+            }
             // A node that has gone meanwhile is not asked again, and keeps its place in the record.
             Err(_) if !node.is_reachable() => false,
             Err(_) => self.unsure.insert(node.id()),
@@ -112,7 +114,9 @@ impl Replicator {
         check: Check,
         joining: Option<NodeId>,
     ) -> Result<Mended> {
-        let counts = |node: &NodeId| self.nodes.is_healthy(*node) || (joining == Some(*node) && self.nodes.is_reachable(*node));
+        let counts = |node: &NodeId| {
+            self.nodes.is_healthy(*node) || (joining == Some(*node) && self.nodes.is_reachable(*node))
+        };
         let mut copies = Copies::default();
         for node in self.reachable(&block.replicas) {
             let node = &*node;
@@ -136,7 +140,8 @@ impl Replicator {
         }
         // A node that is gone keeps its place until it comes back; so does one of which nothing is known while it may be needed.
         let enough = copies.good.iter().filter(|node| counts(node)).count() >= self.replicas;
-        let kept = |node: &&NodeId| !self.nodes.is_reachable(**node) || (!enough && copies.unsure.contains(node));
+        let kept =
+            |node: &&NodeId| !self.nodes.is_reachable(**node) || (!enough && copies.unsure.contains(node));
         let replicas: BTreeSet<NodeId> =
             copies.good.iter().chain(block.replicas.iter().filter(kept)).copied().collect();
         let new = Block { replicas: replicas.into_iter().collect(), ..block.clone() };
@@ -156,13 +161,18 @@ impl Replicator {
     }
 
     fn reachable<'a>(&self, ids: impl IntoIterator<Item = &'a NodeId>) -> Vec<Arc<Node>> {
-        ids.into_iter().filter_map(|id| self.nodes.get(*id).ok()).filter(|node| node.is_reachable()).cloned().collect()
+        ids.into_iter()
+            .filter_map(|id| self.nodes.get(*id).ok())
+            .filter(|node| node.is_reachable())
+            .cloned()
+            .collect()
     }
 
     /// Looks for good copies on nodes that the record does not name.
     async fn adopt(&self, id: &BlockId, block: &Block, copies: &mut Copies, joining: Option<NodeId>) {
         let others = self.nodes.all().filter(|node| !block.replicas.contains(&node.id()));
-        let others: Vec<_> = others.filter(|node| node.is_healthy() || joining == Some(node.id())).cloned().collect();
+        let others: Vec<_> =
+            others.filter(|node| node.is_healthy() || joining == Some(node.id())).cloned().collect();
         for node in &others {
             if let Ok(Some(_)) = self.nodes.head(node, id).await {
                 copies.check(&self.nodes, node, id).await;
@@ -184,9 +194,21 @@ impl Replicator {
         }
     }
 
-    async fn copy(&self, id: &BlockId, block: &Block, copies: &mut Copies, mended: &mut Mended, joining: Option<NodeId>) {
+    async fn copy(
+        &self,
+        id: &BlockId,
+        block: &Block,
+        copies: &mut Copies,
+        mended: &mut Mended,
+        joining: Option<NodeId>,
+    ) {
         let Some(object) = copies.source.take() else { return };
-        let counted = copies.good.iter().filter(|node| self.nodes.is_healthy(**node) || joining == Some(**node)).copied().collect();
+        let counted = copies
+            .good
+            .iter()
+            .filter(|node| self.nodes.is_healthy(**node) || joining == Some(**node))
+            .copied()
+            .collect();
         let first: Vec<NodeId> = copies.bad.union(&copies.unsure).copied().collect();
         let spread = Spread {
             nodes: &self.nodes,
@@ -208,7 +230,10 @@ impl Replicator {
     /// The copies too many: those on the nodes that the block belongs on the least. None, as long as not all that would stay are checked.
     async fn surplus(&self, id: &BlockId, copies: &mut Copies, joining: Option<NodeId>) -> Vec<NodeId> {
         let counted = |copies: &Copies| -> Vec<placement::Candidate> {
-            let of = self.reachable(&copies.good).into_iter().filter(|node| node.is_healthy() || joining == Some(node.id()));
+            let of = self
+                .reachable(&copies.good)
+                .into_iter()
+                .filter(|node| node.is_healthy() || joining == Some(node.id()));
             of.map(|node| node.candidate()).collect()
         };
         let candidates = counted(copies);
@@ -216,7 +241,8 @@ impl Replicator {
             return Vec::new();
         }
         let keep = placement::choose(id, &candidates, &[], self.replicas);
-        let unchecked: Vec<NodeId> = keep.iter().filter(|node| !copies.checked.contains(node)).copied().collect();
+        let unchecked: Vec<NodeId> =
+            keep.iter().filter(|node| !copies.checked.contains(node)).copied().collect();
         for node in &self.reachable(&unchecked) {
             copies.check(&self.nodes, node, id).await;
         }
@@ -228,7 +254,12 @@ impl Replicator {
 
     /// Looks at an object that a node has: one that no record places there is taken into its block's record where copies are missing, and
     /// removed otherwise.
-    pub(crate) async fn sweep(self: &Arc<Self>, node: NodeId, id: BlockId, joining: Option<NodeId>) -> Result<Mended> {
+    pub(crate) async fn sweep(
+        self: &Arc<Self>,
+        node: NodeId,
+        id: BlockId,
+        joining: Option<NodeId>,
+    ) -> Result<Mended> {
         let node = self.nodes.get(node)?.clone();
         let start = match self.nodes.read(&node, &id, Some(0..HEADER_MAX as u64)).await {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Mended::default()),
@@ -266,7 +297,10 @@ impl Replicator {
                 Some(block) => {
                     !block.deleting
                         && !block.replicas.contains(&node.id())
-                        && block.replicas.iter().any(|other| this.nodes.is_healthy(*other) || joining == Some(*other))
+                        && block
+                            .replicas
+                            .iter()
+                            .any(|other| this.nodes.is_healthy(*other) || joining == Some(*other))
                 }
             };
             if needless {

@@ -88,13 +88,15 @@ impl Spread<'_> {
 
     /// The best node that has not been tried.
     fn next<'n>(&self, tried: &BTreeSet<NodeId>, have: impl Iterator<Item = &'n NodeId>) -> Option<&Node> {
-        let usable = |node: &Node| node.is_healthy() || (Some(node.id()) == self.joining && node.is_reachable());
+        let usable =
+            |node: &Node| node.is_healthy() || (Some(node.id()) == self.joining && node.is_reachable());
         let free = |node: &Node| !tried.contains(&node.id());
         let first = self.first.iter().filter_map(|id| self.nodes.get(*id).ok());
         if let Some(node) = first.into_iter().find(|node| usable(node) && free(node)) {
             return Some(node);
         }
-        let zones: Vec<String> = have.filter_map(|id| Some(self.nodes.get(*id).ok()?.record().zone)).collect();
+        let zones: Vec<String> =
+            have.filter_map(|id| Some(self.nodes.get(*id).ok()?.record().zone)).collect();
         let zones: Vec<&str> = zones.iter().map(String::as_str).collect();
         let best = |of: &dyn Fn(&Node) -> bool| {
             let candidates: Vec<Candidate> =

@@ -55,7 +55,11 @@ impl Replicator {
         let result = spread.run(good).await;
         if result.good.len() < self.min_replicas {
             let what = format!("{} of {} copies of a block", result.good.len(), self.min_replicas);
-            return Err(if result.no_space { Error::no_space(what) } else { Error::unavailable(what).retry_after(1) });
+            return Err(if result.no_space {
+                Error::no_space(what)
+            } else {
+                Error::unavailable(what).retry_after(1)
+            });
         }
         // What a node that is gone has of it counts again when it comes back and has been checked.
         let away = recorded.iter().copied().filter(|node| !self.nodes.is_reachable(*node));
@@ -72,6 +76,10 @@ impl Replicator {
             let found = self.nodes.head(self.nodes.get(node).ok()?, id).await.ok()??;
             (found.size == length).then_some(node)
         };
-        futures::future::join_all(recorded.iter().map(|node| has(*node))).await.into_iter().flatten().collect()
+        futures::future::join_all(recorded.iter().map(|node| has(*node)))
+            .await
+            .into_iter()
+            .flatten()
+            .collect()
     }
 }

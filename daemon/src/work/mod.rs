@@ -10,6 +10,8 @@ mod probe;
 mod repair;
 mod scrub;
 #[cfg(test)]
+mod site;
+#[cfg(test)]
 mod tests;
 mod walk;
 mod worker;
