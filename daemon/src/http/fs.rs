@@ -1,9 +1,186 @@
 //! The mount's part of the API, under `/fs/v1`.
 
+use axum::body::{Body, Bytes};
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::header::{CONTENT_RANGE, CONTENT_TYPE, RANGE};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use futures::StreamExt;
+use tandemfs::api::fs::{Ack, BLOCK_SIZE_MAX, Batch, OpenSession, Read, ResumeSession};
+use tandemfs::id::{BlockId, SessionId};
 use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
+use super::wire::{Accepts, Wire};
+use super::{Path, Problem};
+use crate::accounts::Caller;
 use crate::daemon::App;
+use crate::volumes::files::{RangeAnswer, range_of};
+
+/// The largest body of a batch or a read, in bytes.
+const BATCH_BYTES_MAX: usize = 16 << 20;
 
 pub(super) fn routes() -> OpenApiRouter<App> {
+    let large = OpenApiRouter::new()
+        .routes(routes!(batch))
+        .routes(routes!(read))
+        .layer(DefaultBodyLimit::max(BATCH_BYTES_MAX));
+    let blocks = OpenApiRouter::new()
+        .routes(routes!(put_block, get_block))
+        .layer(DefaultBodyLimit::max(BLOCK_SIZE_MAX));
     OpenApiRouter::new()
+        .routes(routes!(open))
+        .routes(routes!(close))
+        .routes(routes!(resume))
+        .routes(routes!(events))
+        .routes(routes!(acknowledge))
+        .routes(routes!(inodes))
+        .merge(large)
+        .merge(blocks)
+}
+
+/// Open a session on a volume.
+#[utoipa::path(post, path = "/fs/v1/sessions", tag = "mount", responses((status = 201), (status = "4XX"), (status = "5XX")))]
+async fn open(
+    State(app): State<App>,
+    caller: Caller,
+    accepts: Accepts,
+    Wire(open): Wire<OpenSession>,
+) -> Result<impl IntoResponse, Problem> {
+    let grant = app.sessions.start(&caller, open).await?;
+    Ok((StatusCode::CREATED, accepts.answer(&grant)?))
+}
+
+/// Take a session up again.
+#[utoipa::path(post, path = "/fs/v1/sessions/{session}/resume", tag = "mount", params(("session" = u64, Path,)),
+    responses((status = 200), (status = "4XX"), (status = "5XX")))]
+async fn resume(
+    State(app): State<App>,
+    caller: Caller,
+    accepts: Accepts,
+    Path(session): Path<u64>,
+    Wire(resume): Wire<ResumeSession>,
+) -> Result<Response, Problem> {
+    accepts.answer(&app.sessions.resume(&caller, SessionId(session), &resume).await?)
+}
+
+/// End a session.
+#[utoipa::path(delete, path = "/fs/v1/sessions/{session}", tag = "mount", params(("session" = u64, Path,)),
+    responses((status = 204), (status = "4XX"), (status = "5XX")))]
+async fn close(State(app): State<App>, caller: Caller, Path(session): Path<u64>) -> Result<StatusCode, Problem> {
+    app.sessions.close(&caller, SessionId(session)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Follow what others change: one JSON document a line.
+#[utoipa::path(get, path = "/fs/v1/sessions/{session}/events", tag = "mount", params(("session" = u64, Path,)),
+    responses((status = 200, content_type = "application/x-ndjson"), (status = "4XX"), (status = "5XX")))]
+async fn events(State(app): State<App>, caller: Caller, Path(session): Path<u64>) -> Result<Response, Problem> {
+    let events = app.sessions.events(&caller, SessionId(session)).await?;
+    let lines = events.map(|event| {
+        serde_json::to_vec(&event).map(|mut line| {
+            line.push(b'\n');
+            Bytes::from(line)
+        })
+    });
+    let stopping = app.stopping.clone().cancelled_owned();
+    let body = Body::from_stream(lines.take_until(stopping));
+    Ok(([(CONTENT_TYPE, "application/x-ndjson")], body).into_response())
+}
+
+/// Acknowledge events.
+#[utoipa::path(post, path = "/fs/v1/sessions/{session}/acks", tag = "mount", params(("session" = u64, Path,)),
+    responses((status = 204), (status = "4XX"), (status = "5XX")))]
+async fn acknowledge(
+    State(app): State<App>,
+    caller: Caller,
+    Path(session): Path<u64>,
+    Wire(ack): Wire<Ack>,
+) -> Result<StatusCode, Problem> {
+    app.sessions.acknowledge(&caller, SessionId(session), &ack).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Commit a batch of mutations.
+#[utoipa::path(post, path = "/fs/v1/sessions/{session}/batches", tag = "mount", params(("session" = u64, Path,)),
+    responses((status = 200), (status = "4XX"), (status = "5XX")))]
+async fn batch(
+    State(app): State<App>,
+    caller: Caller,
+    accepts: Accepts,
+    Path(session): Path<u64>,
+    Wire(batch): Wire<Batch>,
+) -> Result<Response, Problem> {
+    accepts.answer(&app.sessions.batch(&caller, SessionId(session), batch).await?)
+}
+
+/// Read records.
+#[utoipa::path(post, path = "/fs/v1/sessions/{session}/reads", tag = "mount", params(("session" = u64, Path,)),
+    responses((status = 200), (status = "4XX"), (status = "5XX")))]
+async fn read(
+    State(app): State<App>,
+    caller: Caller,
+    accepts: Accepts,
+    Path(session): Path<u64>,
+    Wire(read): Wire<Read>,
+) -> Result<Response, Problem> {
+    accepts.answer(&app.sessions.read(&caller, SessionId(session), &read).await?)
+}
+
+/// Get inode numbers.
+#[utoipa::path(post, path = "/fs/v1/sessions/{session}/inodes", tag = "mount", params(("session" = u64, Path,)),
+    responses((status = 200), (status = "4XX"), (status = "5XX")))]
+async fn inodes(
+    State(app): State<App>,
+    caller: Caller,
+    accepts: Accepts,
+    Path(session): Path<u64>,
+) -> Result<Response, Problem> {
+    accepts.answer(&app.sessions.inodes(&caller, SessionId(session)).await?)
+}
+
+/// Store a block.
+#[utoipa::path(put, path = "/fs/v1/sessions/{session}/blocks/{block}", tag = "mount",
+    params(("session" = u64, Path,), ("block" = String, Path,)),
+    request_body(content = Vec<u8>, content_type = "application/octet-stream"),
+    responses((status = 204), (status = "4XX"), (status = "5XX")))]
+async fn put_block(
+    State(app): State<App>,
+    caller: Caller,
+    Path((session, block)): Path<(u64, String)>,
+    data: Bytes,
+) -> Result<StatusCode, Problem> {
+    let block: BlockId = block.parse()?;
+    app.sessions.put_block(&caller, SessionId(session), block, data).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Read a block.
+#[utoipa::path(get, path = "/fs/v1/sessions/{session}/blocks/{block}", tag = "mount",
+    params(("session" = u64, Path,), ("block" = String, Path,)),
+    responses((status = 200), (status = 206), (status = "4XX"), (status = "5XX")))]
+async fn get_block(
+    State(app): State<App>,
+    caller: Caller,
+    Path((session, block)): Path<(u64, String)>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let (session, block) = (SessionId(session), block.parse::<BlockId>()?);
+    let range = headers.get(RANGE).and_then(|range| range.to_str().ok());
+    let size = app.sessions.block_size(&caller, session, block).await?;
+    match range_of(range, None, "", u64::from(size)) {
+        RangeAnswer::Whole => {
+            let data = app.sessions.get_block(&caller, session, block, 0..size).await?;
+            Ok(([(CONTENT_TYPE, "application/octet-stream")], data).into_response())
+        }
+        RangeAnswer::Part(part) => {
+            // The range was cut at the block's size, so it fits.
+            let part = part.start as u32..part.end as u32;
+            let data = app.sessions.get_block(&caller, session, block, part.clone()).await?;
+            let range = format!("bytes {}-{}/{size}", part.start, part.end - 1);
+            let headers = [(CONTENT_TYPE, "application/octet-stream".to_owned()), (CONTENT_RANGE, range)];
+            Ok((StatusCode::PARTIAL_CONTENT, headers, data).into_response())
+        }
+        RangeAnswer::Unsatisfiable => Err(tandemfs::Error::out_of_range(format!("the block has {size} bytes")).into()),
+    }
 }

@@ -2,6 +2,7 @@
 
 mod admin;
 pub mod auth;
+mod disposition;
 mod extract;
 mod files;
 mod fs;
@@ -13,6 +14,7 @@ mod server;
 mod status;
 mod tokens;
 mod users;
+mod wire;
 
 pub use auth::{Admin, Peer};
 pub use extract::{Json, Path, Query};
