@@ -130,7 +130,9 @@ impl Volume {
             state.settle(durable);
         } else {
             state.reset(generation);
-            self.progress.send_modify(|progress| progress.resets += 1);
+            // What failed is nothing to wait for any more.
+            let durable = state.position;
+            self.progress.send_modify(|progress| *progress = Progress { durable, resets: progress.resets + 1 });
         }
         state
     }
