@@ -304,6 +304,15 @@ impl Sessions {
         volume.put_block(block, data).await
     }
 
+    /// How many bytes a block has.
+    ///
+    /// # Errors
+    /// As [`Sessions::resume`]; `NotFound` about `block`.
+    pub async fn block_size(&self, caller: &Caller, id: SessionId, block: BlockId) -> Result<u32> {
+        let (_, volume) = self.find(caller, id).await?;
+        volume.block_size(block).await
+    }
+
     /// Reads a block that the volume has.
     ///
     /// # Errors
@@ -313,8 +322,8 @@ impl Sessions {
         caller: &Caller,
         id: SessionId,
         block: BlockId,
-        range: Option<Range<u32>>,
-    ) -> Result<(Bytes, Range<u32>, u32)> {
+        range: Range<u32>,
+    ) -> Result<Bytes> {
         let (_, volume) = self.find(caller, id).await?;
         volume.get_block(block, range).await
     }

@@ -39,23 +39,24 @@ impl Volume {
         self.shared.replicator.put(self.id, id, data).await
     }
 
-    /// Bytes of a block, which of its bytes they are, and how many it has.
+    /// How many bytes a block has.
     ///
     /// # Errors
-    /// `NotFound` when the volume has no such block, whoever else may have it; `OutOfRange`; `Unavailable`.
-    pub(crate) async fn get_block(
-        &self,
-        id: BlockId,
-        range: Option<Range<u32>>,
-    ) -> Result<(Bytes, Range<u32>, u32)> {
+    /// `NotFound` when the volume has no such block, whoever else may have it; `Unavailable`.
+    pub(crate) async fn block_size(&self, id: BlockId) -> Result<u32> {
         let record = self.shared.replicator.blocks(self.id, &[id]).await?.pop().flatten();
-        let size = record.ok_or_else(|| Error::not_found("block"))?.size;
-        let range = range.unwrap_or(0..size);
-        if range.is_empty() || range.start >= size {
+        record.map(|block| block.size).ok_or_else(|| Error::not_found("block"))
+    }
+
+    /// Bytes of a block.
+    ///
+    /// # Errors
+    /// As [`Volume::block_size`]; `OutOfRange`; `Corrupt` when no copy is good.
+    pub(crate) async fn get_block(&self, id: BlockId, range: Range<u32>) -> Result<Bytes> {
+        let size = self.block_size(id).await?;
+        if range.is_empty() || range.end > size {
             return Err(Error::out_of_range(format!("the block has {size} bytes")));
         }
-        let range = range.start..range.end.min(size);
-        let data = self.shared.replicator.get(self.id, id, range.clone()).await?;
-        Ok((data, range, size))
+        self.shared.replicator.get(self.id, id, range).await
     }
 }
