@@ -25,7 +25,11 @@ pub(super) async fn login(context: &Context, username: Option<String>, source: P
     let file = source.password_file.as_deref();
     let password =
         password(file, "TANDEM_PASSWORD", &format!("Password of {}: ", output::escape(&username)), false)?;
-    let stored = store_token(context, &username, password).await?;
+    let stored = store_token(context, &username, password).await.map_err(|error| match error.kind() {
+        // That one should log in first is known.
+        ErrorKind::Unauthenticated => Error::forbidden(error.subject()),
+        _ => error,
+    })?;
     let url = context.client.url();
     context.show(&json!({ "url": url, "username": stored.username, "token_id": stored.token_id }), |_| {
         format!("{} is logged in at {url}", output::escape(&stored.username))

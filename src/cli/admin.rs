@@ -77,7 +77,7 @@ fn nodes_table(nodes: &[Node]) -> String {
     let row = |node: &Node| {
         vec![
             node.node_id.to_string(),
-            format!("{:?}", node.state).to_lowercase(),
+            word(&node.state),
             node.blocks.to_string(),
             output::size(node.bytes),
             output::or_dash(node.free_bytes.map(output::size)),
@@ -92,13 +92,21 @@ fn nodes_table(nodes: &[Node]) -> String {
     output::table(&headings, &nodes.iter().map(row).collect::<Vec<_>>())
 }
 
+/// How the API writes a state or a kind, for people.
+fn word(value: &impl serde::Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(word)) => word.replace('_', "-"),
+        _ => String::new(),
+    }
+}
+
 fn jobs_table(jobs: &[Job]) -> String {
     let row = |job: &Job| {
         vec![
             job.job_id.to_string(),
-            format!("{:?}", job.kind).to_lowercase(),
+            word(&job.kind),
             output::or_dash(job.node_id),
-            format!("{:?}", job.state).to_lowercase(),
+            word(&job.state),
             format!("{}/{}", job.blocks_done, job.blocks_total),
             format!("{} ({})", job.blocks_copied, output::size(job.bytes_copied)),
             job.blocks_bad.to_string(),

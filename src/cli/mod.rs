@@ -96,7 +96,9 @@ async fn dispatch(context: &Context, command: Command) -> Outcome {
             Tokens::Create { name, expires_in_days } => {
                 account::create_token(context, name, expires_in_days).await
             }
-            Tokens::Revoke { token_id, user } => Ok(context.client.revoke_token(&token_id, user.as_deref()).await?),
+            Tokens::Revoke { token_id, user } => {
+                Ok(context.client.revoke_token(&token_id, user.as_deref()).await?)
+            }
         },
         Command::Admin(Admin::Users(users)) => users::run(context, users).await,
         Command::Admin(command) => admin::run(context, command).await,

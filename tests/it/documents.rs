@@ -20,7 +20,9 @@ fn codes_in(cell: &str) -> Vec<String> {
 
 #[test]
 fn every_setting_is_described_with_its_default() {
-    let Value::Object(settings) = serde_json::to_value(Settings::default()).unwrap() else { panic!("not a table") };
+    let Value::Object(settings) = serde_json::to_value(Settings::default()).unwrap() else {
+        panic!("not a table")
+    };
     let expected: BTreeMap<String, String> = settings
         .into_iter()
         .map(|(name, value)| (name, if value.is_null() { "none".to_owned() } else { format!("`{value}`") }))
