@@ -758,3 +758,6 @@ fn bare(ino: INodeNo, kind: FileType) -> FileAttr {
         flags: 0,
     }
 }
+
+#[cfg(test)]
+mod tests;

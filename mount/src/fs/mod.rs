@@ -16,7 +16,7 @@ pub mod remote;
 pub mod session;
 pub mod space;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod xattrs;
 
 use std::sync::Arc;

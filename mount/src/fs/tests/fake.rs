@@ -24,25 +24,25 @@ use crate::fs::remote::{Events, Remote};
 
 /// How many entries a page of a directory has, few enough to need several.
 const PAGE: usize = 7;
-pub(super) const LEASE_MS: u64 = 10_000;
+pub(crate) const LEASE_MS: u64 = 10_000;
 
 #[derive(Default)]
-pub(super) struct Daemon {
+pub(crate) struct Daemon {
     state: Mutex<State>,
     acknowledged: Notify,
     /// Counts requests; each of so many loses its answer.
-    pub(super) lose_every: AtomicU64,
+    pub(crate) lose_every: AtomicU64,
     count: AtomicU64,
     /// Nobody listens.
-    pub(super) down: AtomicBool,
+    pub(crate) down: AtomicBool,
     /// Blocks are refused.
-    pub(super) full: AtomicBool,
+    pub(crate) full: AtomicBool,
     /// Reads wait here after they have been answered.
-    pub(super) hold_reads: AtomicBool,
-    pub(super) reads_held: AtomicU64,
-    pub(super) release_reads: Notify,
-    pub(super) batches: AtomicU64,
-    pub(super) reads: AtomicU64,
+    pub(crate) hold_reads: AtomicBool,
+    pub(crate) reads_held: AtomicU64,
+    pub(crate) release_reads: Notify,
+    pub(crate) batches: AtomicU64,
+    pub(crate) reads: AtomicU64,
 }
 
 struct State {
@@ -156,26 +156,26 @@ impl State {
 
 impl Daemon {
     /// What is stored under a key.
-    pub(super) fn record(&self, key: &Key) -> Option<Record> {
+    pub(crate) fn record(&self, key: &Key) -> Option<Record> {
         self.state.lock().unwrap().records.get(key).cloned()
     }
 
-    pub(super) fn keys(&self) -> Vec<Key> {
+    pub(crate) fn keys(&self) -> Vec<Key> {
         self.state.lock().unwrap().records.keys().cloned().collect()
     }
 
-    pub(super) fn sessions(&self) -> usize {
+    pub(crate) fn sessions(&self) -> usize {
         self.state.lock().unwrap().sessions.len()
     }
 
     /// Forgets all sessions, as a daemon does that has fenced them.
-    pub(super) fn fence_all(&self) {
+    pub(crate) fn fence_all(&self) {
         self.state.lock().unwrap().sessions.clear();
         self.acknowledged.notify_waiters();
     }
 
     /// Another run: streams end, versions start again.
-    pub(super) fn restart(&self) {
+    pub(crate) fn restart(&self) {
         let mut state = self.state.lock().unwrap();
         state.run += 1;
         state.version = 1;
@@ -447,10 +447,10 @@ impl Remote for Daemon {
 
 /// Notes what the kernel was told.
 #[derive(Default)]
-pub(super) struct FakeKernel {
-    pub(super) attributes: Mutex<Vec<Ino>>,
-    pub(super) pages: Mutex<Vec<Ino>>,
-    pub(super) names: AtomicU64,
+pub(crate) struct FakeKernel {
+    pub(crate) attributes: Mutex<Vec<Ino>>,
+    pub(crate) pages: Mutex<Vec<Ino>>,
+    pub(crate) names: AtomicU64,
 }
 
 impl Kernel for Arc<FakeKernel> {

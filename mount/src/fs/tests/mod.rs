@@ -1,7 +1,7 @@
 //! The file system against a daemon in memory, without a mount and without HTTP.
 
 mod calls;
-mod fake;
+pub(crate) mod fake;
 mod model;
 
 use std::sync::Arc;
