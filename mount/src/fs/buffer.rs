@@ -234,7 +234,7 @@ mod tests {
         ) {
             let (start, end) = (range.0.min(range.1), range.0.max(range.1));
             let mut layers = Layers::new(start, end);
-            let mut model = vec![0u8; 200];
+            let mut model = [0u8; 200];
             for (at, length, byte) in pieces {
                 let data: Vec<u8> = (0..length).map(|i| byte.wrapping_add(i as u8)).collect();
                 model[at as usize..at as usize + length].copy_from_slice(&data);

@@ -35,11 +35,11 @@ impl Fs {
         }
         let reply = self.session.read(vec![Want::Record(key)]).await?;
         let records = reply.answers.into_iter().flat_map(|answer| answer.records);
-        let value = records.filter_map(|(_, record)| match record {
+        let mut values = records.filter_map(|(_, record)| match record {
             Some(Record::Xattr(value)) => Some(value),
             _ => None,
         });
-        value.last().ok_or_else(missing)
+        values.next().ok_or_else(missing)
     }
 
     /// listxattr: the names, each with a NUL after it.

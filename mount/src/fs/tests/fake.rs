@@ -195,7 +195,7 @@ impl Daemon {
     fn lossy<T>(&self, answer: Result<T>) -> Result<T> {
         let every = self.lose_every.load(Ordering::SeqCst);
         let count = self.count.fetch_add(1, Ordering::SeqCst);
-        if every > 0 && count % every == 0 { Err(Error::unavailable("lost")) } else { answer }
+        if every > 0 && count.is_multiple_of(every) { Err(Error::unavailable("lost")) } else { answer }
     }
 
     fn session<T>(&self, id: SessionId, work: impl FnOnce(&mut Session) -> T) -> Result<T> {
@@ -209,7 +209,10 @@ impl Daemon {
             let mut state = self.state.lock().unwrap();
             let session = state.sessions.get_mut(&id).ok_or_else(|| Error::session_ended(id.to_string()))?;
             if let Some(answer) = session.answers.get(&batch.sequence) {
-                return answer.as_ref().map(Clone::clone).map_err(Error::duplicate);
+                return match answer {
+                    Ok(reply) => Ok(reply.clone()),
+                    Err(error) => Err(error.duplicate()),
+                };
             }
             let applied = state.apply(&batch.mutations);
             let records = match applied {
