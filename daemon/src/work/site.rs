@@ -58,7 +58,7 @@ pub(crate) struct Site {
 /// The bytes of a numbered block.
 pub(crate) fn data(number: u32) -> Bytes {
     // Some have several pieces, most are small so that the tests are fast.
-    let longest = if number % 10 == 0 { 150_000 } else { 5_000 };
+    let longest = if number.is_multiple_of(10) { 150_000 } else { 5_000 };
     let length = 100 + (number as usize * 7919) % longest;
     Bytes::from(number.to_be_bytes().into_iter().cycle().take(length).collect::<Vec<u8>>())
 }

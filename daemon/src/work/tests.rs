@@ -44,7 +44,7 @@ async fn any_one_node_may_go_at_any_moment_under_load() {
                 site.check(number % 20).await.unwrap();
                 site.check(first + (number - first) / 2).await.unwrap();
                 number += 1;
-                tokio::time::sleep(Duration::from_millis(200)).await;
+                tokio::time::sleep(Duration::from_millis(800)).await;
             }
             number
         }
