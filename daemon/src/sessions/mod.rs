@@ -8,6 +8,8 @@
 pub(crate) mod audience;
 mod events;
 mod session;
+#[cfg(test)]
+mod tests;
 
 use bytes::Bytes;
 use std::ops::Range;

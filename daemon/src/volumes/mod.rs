@@ -12,6 +12,8 @@ mod load;
 mod orphans;
 mod reads;
 mod references;
+#[cfg(test)]
+pub(crate) mod tests;
 mod volume;
 
 use rand::rngs::StdRng;

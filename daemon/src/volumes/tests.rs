@@ -1,0 +1,6 @@
+//! Volumes over stores in memory.
+
+mod changes;
+mod collecting;
+mod files;
+pub(crate) mod world;
