@@ -1,7 +1,5 @@
 //! Files as people see them, storage and status.
 
-use std::path::Path;
-
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 
@@ -36,9 +34,8 @@ impl Client {
         upload: &Upload,
         data: impl Stream<Item = Result<Bytes>> + Send + 'static,
     ) -> Result<File> {
-        let name = Path::new(&upload.path).file_name().map(|name| name.to_string_lossy().into_owned());
-        let fields = vec![("path", upload.path.clone())];
-        let name = name.unwrap_or_else(|| "file".to_owned());
+        // The path says it all: a name in the head of a part could hold what a head cannot.
+        let (fields, name) = (vec![("path", upload.path.clone())], "file".to_owned());
         self.transport
             .upload(Call::post(&["upload"]), fields, name, upload.size, exactly(upload.size, data))
             .await

@@ -298,7 +298,7 @@ async fn an_upload_is_a_form_with_the_path_first() {
         let request = server.requests.lock().unwrap().pop().unwrap();
         let body = String::from_utf8_lossy(&request.body).into_owned();
         let (path, file) =
-            (body.find("name=\"path\"").unwrap(), body.find("name=\"file\"; filename=\"b\"").unwrap());
+            (body.find("name=\"path\"").unwrap(), body.find("name=\"file\"; filename=\"file\"").unwrap());
         assert!(path < file);
         let data: String = body[file..]
             .split("\r\n")
