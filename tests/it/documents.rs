@@ -9,7 +9,7 @@ use tandemfs::ErrorKind;
 /// The rows of a document's tables, each with its cells.
 fn rows(document: &str) -> Vec<Vec<String>> {
     let path = format!("{}/docs/{document}", env!("CARGO_MANIFEST_DIR"));
-    let text = std::fs::read_to_string(path).unwrap();
+    let text = std::fs::read_to_string(path).expect("the document");
     let cells = |line: &str| line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect();
     text.lines().filter(|line| line.starts_with('|')).map(cells).collect()
 }
