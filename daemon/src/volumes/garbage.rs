@@ -102,9 +102,15 @@ impl Volumes {
             forget().await?;
             return Ok(None);
         };
-        let in_use = references.count > 0 || references.unused_since_ms > older_than_ms;
-        if !block.deleting && (in_use || block.stored_ms > older_than_ms) {
+        let youngest_ms = references.unused_since_ms.max(block.stored_ms);
+        if !block.deleting && references.count > 0 {
             forget().await?;
+            return Ok(None);
+        }
+        if !block.deleting && youngest_ms > older_than_ms {
+            // The younger row may be gone already: it is looked at before this one's time where the clock was set back.
+            let younger = meta::put(keys::garbage(youngest_ms, row.volume, &row.block), &())?;
+            meta.commit(Vec::new(), vec![meta::remove(row.key.clone()), younger]).await?;
             return Ok(None);
         }
         let guard = guard.mark_deleting().await?;
