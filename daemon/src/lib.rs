@@ -13,4 +13,5 @@ pub mod replicate;
 pub mod sessions;
 pub mod settings;
 pub mod volumes;
+mod watch;
 pub mod work;

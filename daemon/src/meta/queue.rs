@@ -7,9 +7,10 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use tandemfs::{Error, ErrorKind, Result};
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, oneshot};
 
 use super::{Guard, Key, MetaStore, Value, Write, keys, put, record};
+use crate::watch;
 
 /// What may wait before [`Meta::ready`] makes others wait; [`Meta::submit`] refuses at twice that.
 const WAITING_MAX: usize = 4_096;
@@ -241,7 +242,7 @@ impl Shared {
     }
 
     fn check(&self) -> Result<()> {
-        match *self.standing.borrow() {
+        match self.standing.get() {
             Standing::Open => Ok(()),
             Standing::Closing | Standing::Ended => Err(stopped()),
             Standing::Fenced => Err(fenced()),
@@ -281,7 +282,7 @@ impl Shared {
         loop {
             let group = self.state().next_group();
             if group.is_empty() {
-                if *self.standing.borrow() != Standing::Open {
+                if self.standing.get() != Standing::Open {
                     return;
                 }
                 self.work.notified().await;

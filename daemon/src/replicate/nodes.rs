@@ -17,11 +17,11 @@ use tandemfs::clock::{Clock, Time};
 use tandemfs::error::ErrorKind;
 use tandemfs::id::{BlockId, NodeId};
 use tandemfs::{Error, Result};
-use tokio::sync::watch;
 
 use super::placement::Candidate;
 use crate::blocks::{BlockStore, Object, Room};
 use crate::meta::{self, Meta, keys};
+use crate::watch;
 
 /// A node that fails so many calls in a row is marked as failed.
 const MISSES: u32 = 3;

@@ -6,7 +6,7 @@ use tandemfs::clock::{Clock, Time};
 use tandemfs::id::{BlockId, Ino, VolumeId, VolumeKey};
 use tandemfs::tree::{Key, Record};
 use tandemfs::{Error, Result};
-use tokio::sync::{Mutex, MutexGuard, watch};
+use tokio::sync::{Mutex, MutexGuard};
 
 use super::cache::{Life, RecordCache};
 use super::orphans::Orphans;
@@ -14,6 +14,7 @@ use crate::meta::record::References;
 use crate::meta::{Meta, record};
 use crate::replicate::Replicator;
 use crate::sessions::audience::Audience;
+use crate::watch;
 
 /// What all volumes share.
 #[derive(Debug)]
@@ -126,7 +127,7 @@ impl Volume {
         let mut state = self.state.lock().await;
         let generation = self.shared.meta.generation();
         if state.generation == generation {
-            let durable = self.progress.borrow().durable;
+            let durable = self.progress.get().durable;
             state.settle(durable);
         } else {
             state.reset(generation);
@@ -151,7 +152,7 @@ impl Volume {
 
     /// This moment; for use under the lock.
     pub(super) fn moment(&self, state: &State) -> Moment {
-        Moment { position: state.position, resets: self.progress.borrow().resets }
+        Moment { position: state.position, resets: self.progress.get().resets }
     }
 
     /// Notes that a submission, and with it all before, is on stable storage.

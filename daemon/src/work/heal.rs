@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tandemfs::{Error, Result};
-use tokio::sync::watch;
 
 use super::walk::Walk;
 use super::worker::{Next, Worker};
 use crate::meta::Meta;
 use crate::replicate::Replicator;
+use crate::watch;
 
 /// How often the counts are looked at; that costs next to nothing.
 const INTERVAL: Duration = Duration::from_secs(1);

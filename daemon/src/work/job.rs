@@ -7,11 +7,11 @@ use tandemfs::Result;
 use tandemfs::api::admin::{Job, JobState};
 use tandemfs::clock::Clock;
 use tandemfs::id::{BlockId, VolumeId};
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::meta::{self, Meta, keys};
 use crate::replicate::Mended;
+use crate::watch;
 
 /// How far a job has come: where it goes on after a restart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,12 +8,12 @@ use async_trait::async_trait;
 use tandemfs::Result;
 use tandemfs::api::files::NodeState;
 use tandemfs::id::NodeId;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Inner;
 use super::worker::{Next, Worker};
 use crate::replicate::FailedBy;
+use crate::watch;
 
 /// A node that has failed is believed to be back when it has answered so often in a row.
 const ANSWERS: u32 = 2;
