@@ -130,9 +130,22 @@ impl Audience {
         }
     }
 
-    /// Sessions that have ended since this was last asked.
-    pub(super) fn take_ended(&self) -> Vec<(VolumeId, SessionId)> {
-        std::mem::take(&mut self.inner().ended)
+    /// Sessions that have ended and were not cleared away yet.
+    pub(super) fn ended(&self) -> Vec<(VolumeId, SessionId)> {
+        self.inner().ended.clone()
+    }
+
+    /// A session that has ended is cleared away.
+    pub(super) fn cleared(&self, session: SessionId) {
+        self.inner().ended.retain(|(_, ended)| *ended != session);
+    }
+
+    /// To be called when a session was noted as the holder of an inode: if it has ended meanwhile, it lets go again.
+    pub(crate) fn check_ended(&self, volume: VolumeId, session: SessionId) {
+        let mut inner = self.inner();
+        if !inner.sessions.contains_key(&session) && !inner.ended.contains(&(volume, session)) {
+            inner.ended.push((volume, session));
+        }
     }
 
     /// Waits until a session has ended.

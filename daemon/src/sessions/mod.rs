@@ -23,7 +23,6 @@ use tandemfs::clock::Clock;
 use tandemfs::id::{BlockId, Ino, SessionId, UserId};
 use tandemfs::tree::{Key, Mutation, Record};
 use tandemfs::{Error, Result};
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use self::audience::Audience;
@@ -32,6 +31,7 @@ use crate::accounts::Caller;
 use crate::meta::{self, Meta, Write, keys, record};
 use crate::settings::Settings;
 use crate::volumes::{Change, Mutations, Volume, Volumes};
+use crate::watch;
 
 /// Inode numbers that are granted at once.
 const INODES: u64 = 4096;
@@ -136,6 +136,7 @@ impl Sessions {
     ) -> Result<SessionGrant> {
         let (session, volume) = self.find(caller, id).await?;
         volume.orphans().hold(id, &resume.held);
+        self.audience.check_ended(session.record().volume, id);
         self.grant(&session, &volume).await
     }
 
@@ -204,6 +205,7 @@ impl Sessions {
         let session = self.session(caller, id)?;
         let volume = self.volumes.volume(session.record().volume).await?;
         volume.orphans().hold(id, &ack.held);
+        self.audience.check_ended(session.record().volume, id);
         session.acknowledge(ack)?;
         self.touch(&session)
     }
@@ -350,16 +352,22 @@ impl Sessions {
         session.touch().inspect_err(|_| self.audience.end(session))
     }
 
-    /// Takes the records of ended sessions away, and lets go of what they held.
+    /// Takes the records of ended sessions away, then lets go of what they held. In this order: a session that could be taken up
+    /// again after a restart must find what it holds.
     async fn clear_ended(&self) {
-        for (volume, id) in self.audience.take_ended() {
-            match self.volumes.volume(volume).await {
-                Ok(volume) => volume.orphans().let_go_of_all(id),
-                Err(error) => log::debug!("session {id} ended on volume {volume}: {error}"),
-            }
+        for (volume, id) in self.audience.ended() {
             if let Err(error) = self.forget(id).await {
-                // It is fenced as an old one after the next start, which clears it away again.
                 log::warn!("clearing session {id} away: {error}");
+                continue;
+            }
+            // From here on nothing waits but what may as well be done twice, so a caller who goes away leaves nothing half done.
+            match self.volumes.volume(volume).await {
+                Ok(volume) => {
+                    self.audience.cleared(id);
+                    volume.orphans().let_go_of_all(id);
+                }
+                Err(error) if error.kind() == tandemfs::ErrorKind::NotFound => self.audience.cleared(id),
+                Err(error) => log::debug!("session {id} ended on volume {volume}: {error}"),
             }
         }
     }

@@ -7,10 +7,10 @@ use tandemfs::api::fs::{Ack, BatchReply, Event, SESSION_SLOTS};
 use tandemfs::id::{Ino, SessionId};
 use tandemfs::tree::Key;
 use tandemfs::{Error, Result};
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::meta::record;
+use crate::watch;
 
 /// Events that may wait for an acknowledgement; more of them become one that says to drop everything.
 const EVENTS_MAX: usize = 1024;

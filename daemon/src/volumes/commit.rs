@@ -196,6 +196,11 @@ impl Volume {
         let told = self.shared.audience.tell(self.id, author, reply.version, &keys, &orphans);
         for (session, inos) in &told.assumed_held {
             self.orphans.hold(*session, inos);
+            self.shared.audience.check_ended(self.id, *session);
+        }
+        // A session may end while its last batch is under way.
+        if let Some(author) = author {
+            self.shared.audience.check_ended(self.id, author);
         }
         if !quiet {
             told.acknowledged().await;
