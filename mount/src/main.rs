@@ -179,7 +179,8 @@ fn config(line: &CommandLine, url: &str, read_only: bool) -> Config {
     let either = |yes, no, which| if which { yes } else { no };
     config.mount_options = vec![
         MountOption::FSName(url.to_owned()),
-        MountOption::Subtype("tandemfs".to_owned()),
+        // Named so because fuser drops its own `Subtype` when it mounts without fusermount3.
+        MountOption::CUSTOM("subtype=tandemfs".to_owned()),
         MountOption::DefaultPermissions,
         either(MountOption::RO, MountOption::RW, read_only),
         either(MountOption::Suid, MountOption::NoSuid, options.suid),

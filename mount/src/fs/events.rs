@@ -38,18 +38,25 @@ impl Session {
         let watchdog = tokio::spawn(Arc::clone(&self).watch_lease());
         let mut pause = Duration::from_millis(10);
         let mut first = true;
+        // An outage is worth one line, not one for each try.
+        let mut away = false;
         while !self.state().closed {
             let connected = if first { Ok(()) } else { self.take_up().await };
             first = false;
             let result = match connected {
-                Ok(()) => self.listen(&mut pause).await,
+                Ok(()) => {
+                    away = false;
+                    self.listen(&mut pause).await
+                }
                 Err(error) => Err(error),
             };
             if self.state().closed {
                 break;
             }
             if let Err(error) = result {
-                log::warn!("the connection to the daemon is gone: {error}");
+                let level = if away { log::Level::Debug } else { log::Level::Warn };
+                log::log!(level, "the connection to the daemon is gone: {error}");
+                away = true;
                 if error.kind() == ErrorKind::SessionEnded {
                     self.ended(self.id());
                 } else {
