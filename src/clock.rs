@@ -18,7 +18,10 @@ impl Time {
     /// From the standard library's type.
     pub fn from_system(time: SystemTime) -> Self {
         match time.duration_since(UNIX_EPOCH) {
-            Ok(after) => Self { seconds: i64::try_from(after.as_secs()).unwrap_or(i64::MAX), nanos: after.subsec_nanos() },
+            Ok(after) => Self {
+                seconds: i64::try_from(after.as_secs()).unwrap_or(i64::MAX),
+                nanos: after.subsec_nanos(),
+            },
             Err(error) => {
                 let before = error.duration();
                 let seconds = -i64::try_from(before.as_secs()).unwrap_or(i64::MAX);
@@ -34,7 +37,8 @@ impl Time {
     pub fn to_system(self) -> SystemTime {
         let nanos = Duration::from_nanos(u64::from(self.nanos));
         let whole = Duration::from_secs(self.seconds.unsigned_abs());
-        let base = if self.seconds >= 0 { UNIX_EPOCH.checked_add(whole) } else { UNIX_EPOCH.checked_sub(whole) };
+        let base =
+            if self.seconds >= 0 { UNIX_EPOCH.checked_add(whole) } else { UNIX_EPOCH.checked_sub(whole) };
         base.and_then(|base| base.checked_add(nanos)).unwrap_or(UNIX_EPOCH)
     }
 

@@ -164,7 +164,12 @@ impl Error {
     /// A copy for another waiter; the cause stays with the original.
     #[must_use]
     pub fn duplicate(&self) -> Self {
-        Self { kind: self.kind, subject: self.subject.clone(), retry_after_s: self.retry_after_s, source: None }
+        Self {
+            kind: self.kind,
+            subject: self.subject.clone(),
+            retry_after_s: self.retry_after_s,
+            source: None,
+        }
     }
 }
 

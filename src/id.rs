@@ -73,8 +73,9 @@ macro_rules! hex_bytes {
             type Err = Error;
             fn from_str(text: &str) -> Result<Self> {
                 let mut bytes = [0; 32];
-                hex::decode_to_slice(text, &mut bytes)
-                    .map_err(|_| Error::invalid(concat!(stringify!($name), " is not 64 hexadecimal digits")))?;
+                hex::decode_to_slice(text, &mut bytes).map_err(|_| {
+                    Error::invalid(concat!(stringify!($name), " is not 64 hexadecimal digits"))
+                })?;
                 Ok(Self(bytes))
             }
         }
@@ -94,7 +95,8 @@ macro_rules! hex_bytes {
                 if deserializer.is_human_readable() {
                     String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
                 } else {
-                    serde_bytes::ByteArray::<32>::deserialize(deserializer).map(|bytes| Self(bytes.into_array()))
+                    serde_bytes::ByteArray::<32>::deserialize(deserializer)
+                        .map(|bytes| Self(bytes.into_array()))
                 }
             }
         }

@@ -27,7 +27,11 @@ impl Name {
         if bytes.len() > NAME_MAX {
             return Err(Error::name_too_long(String::from_utf8_lossy(&bytes[..32]) + "…"));
         }
-        if bytes.is_empty() || bytes == b"." || bytes == b".." || bytes.iter().any(|byte| matches!(byte, 0 | b'/')) {
+        if bytes.is_empty()
+            || bytes == b"."
+            || bytes == b".."
+            || bytes.iter().any(|byte| matches!(byte, 0 | b'/'))
+        {
             return Err(Error::invalid(format!("{:?} is not a file name", String::from_utf8_lossy(bytes))));
         }
         Ok(Self(bytes.into()))

@@ -212,8 +212,20 @@ fn by(request: &Request) -> Credentials {
 
 fn set_time(time: TimeOrNow) -> SetTime {
     match time {
-        TimeOrNow::SpecificTime(time) => SetTime::At(Time::from_system(time)),
+        TimeOrNow::SpecificTime(time) => SetTime::At(sent_time(time)),
         TimeOrNow::Now => SetTime::Now,
+    }
+}
+
+/// The time that the kernel sent. fuser 0.18 subtracts the nanoseconds of a time before 1970 that it should add
+/// (a `timespec` counts them forward from its seconds): -1.5 s, sent as (-2, 500 million), arrives as -2.5 s.
+fn sent_time(arrived: SystemTime) -> Time {
+    match SystemTime::UNIX_EPOCH.duration_since(arrived) {
+        Ok(before) => Time {
+            seconds: i64::try_from(before.as_secs()).map_or(i64::MIN, |seconds| -seconds),
+            nanos: before.subsec_nanos(),
+        },
+        Err(_) => Time::from_system(arrived),
     }
 }
 

@@ -157,7 +157,7 @@ impl Cluster {
             String::from_utf8_lossy(&output.stderr),
             self.log()
         );
-        Mount { path, log: self.root.join(format!("{name}.log")) }
+        Mount { path }
     }
 
     /// Runs `tandem-mount` and returns how it ended.
@@ -304,7 +304,6 @@ pub fn reqwest_client() -> reqwest::Client {
 /// A mounted volume. Dropping it unmounts it.
 pub struct Mount {
     path: PathBuf,
-    pub log: PathBuf,
 }
 
 impl Mount {

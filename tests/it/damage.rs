@@ -33,7 +33,7 @@ pub fn nodes_hold_what_is_claimed(cluster: &mut Cluster) {
     cluster.stop();
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let records = runtime.block_on(async {
-        let store = SqliteStore::open(&cluster.data().join("meta.db")).expect("the database opens");
+        let store = SqliteStore::open(cluster.data().join("meta.db")).expect("the database opens");
         store.scan(b"b", b"c", usize::MAX).await.expect("the records of blocks")
     });
     let on_nodes: Vec<_> = (1..=3).map(|node| objects(cluster, node)).collect();

@@ -12,7 +12,7 @@ async fn two_users(cluster: &Cluster) -> (Rest, Rest, Rest) {
     let admin = cluster.login("admin", "admin123").await;
     for name in ["alice", "ursula"] {
         let body = json!({"username": name, "password": format!("{name} has a long password")});
-        let answer = admin.request("POST", "/register").json(&body).send().await.unwrap();
+        let answer = admin.request("POST", "/register").json(&body).send().await.expect("an answer");
         assert_eq!(answer.status(), 201);
     }
     let alice = cluster.login("alice", "alice has a long password").await;

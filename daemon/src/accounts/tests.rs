@@ -377,7 +377,7 @@ async fn a_weak_hash_is_renewed_at_the_next_login_and_no_secret_is_stored() {
         .unwrap();
     use crate::meta::MetaStore as _;
     let all = world.store.scan(&[], &[0xff; 8], 10_000).await.unwrap();
-    for secret in [GOOD.as_bytes(), old.as_bytes(), api.token.as_bytes(), api.token[4..].as_bytes()] {
+    for secret in [GOOD.as_bytes(), old.as_bytes(), api.token.as_bytes(), &api.token.as_bytes()[4..]] {
         assert!(all.iter().all(|(key, value)| {
             !key.windows(secret.len()).any(|part| part == secret)
                 && !value.windows(secret.len()).any(|part| part == secret)

@@ -4,8 +4,9 @@ use axum::body::Body;
 use axum::extract::multipart::{Field, Multipart, MultipartError, MultipartRejection};
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::header::{
-    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_SECURITY_POLICY,
-    CONTENT_TYPE, ETAG, HeaderName, IF_MATCH, IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED, LINK, LOCATION, RANGE,
+    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_RANGE,
+    CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, HeaderName, IF_MATCH, IF_NONE_MATCH, IF_RANGE,
+    LAST_MODIFIED, LINK, LOCATION, RANGE,
 };
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -55,7 +56,9 @@ async fn upload(
     let mut made = None;
     while let Some(mut field) = body.next_field().await.map_err(broken)? {
         match field.name() {
-            Some("path") if path.is_none() && made.is_none() => path = Some(split_path(text(&mut field).await?)?),
+            Some("path") if path.is_none() && made.is_none() => {
+                path = Some(split_path(text(&mut field).await?)?)
+            }
             Some("file") if made.is_none() => {
                 let path = match path.take() {
                     Some(path) => path,
@@ -67,7 +70,11 @@ async fn upload(
                 }
                 made = Some(upload);
             }
-            _ => return Err(Error::invalid("the parts are `path`, if there is one, and `file` after it").into()),
+            _ => {
+                return Err(
+                    Error::invalid("the parts are `path`, if there is one, and `file` after it").into()
+                );
+            }
         }
     }
     // Only now is it sure that the body came to its end.
@@ -81,7 +88,11 @@ async fn upload(
 #[utoipa::path(get, path = "/files", tag = "files", params(ListFiles),
     responses((status = 200, body = FilePage), (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
         (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
-async fn list(State(app): State<App>, caller: Caller, Query(list): Query<ListFiles>) -> Result<Response, Problem> {
+async fn list(
+    State(app): State<App>,
+    caller: Caller,
+    Query(list): Query<ListFiles>,
+) -> Result<Response, Problem> {
     let page = app.volumes.list(&caller, &list).await?;
     let mut headers = HeaderMap::new();
     if let Some(cursor) = &page.next_cursor {
@@ -99,7 +110,11 @@ async fn list(State(app): State<App>, caller: Caller, Query(list): Query<ListFil
 #[utoipa::path(get, path = "/files/{file_id}", tag = "files", params(("file_id" = String, Path,)),
     responses((status = 200, body = FileDetail), (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
         (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
-async fn stat(State(app): State<App>, caller: Caller, Path(id): Path<String>) -> Result<Json<FileDetail>, Problem> {
+async fn stat(
+    State(app): State<App>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<Json<FileDetail>, Problem> {
     Ok(Json(app.volumes.stat(&caller, &id).await?))
 }
 
@@ -133,7 +148,8 @@ async fn download(
     let preconditions = preconditions(&headers);
     preconditions.check_read(&tag)?;
     let mut answer = HeaderMap::new();
-    let mut put = |name, value: String| answer.extend(HeaderValue::try_from(value).ok().map(|value| (name, value)));
+    let mut put =
+        |name, value: String| answer.extend(HeaderValue::try_from(value).ok().map(|value| (name, value)));
     put(ETAG, tag.clone());
     put(CACHE_CONTROL, "private, no-store".to_owned());
     put(LAST_MODIFIED, http_date(found.inode.mtime.to_system()));
@@ -155,7 +171,10 @@ async fn download(
     put(ACCEPT_RANGES, "bytes".to_owned());
     put(CONTENT_LENGTH, (range.end - range.start).to_string());
     put(CONTENT_TYPE, "application/octet-stream".to_owned());
-    put(CONTENT_DISPOSITION, attachment(found.inode.name.as_ref().map(Name::to_lossy).unwrap_or_default().as_str()));
+    put(
+        CONTENT_DISPOSITION,
+        attachment(found.inode.name.as_ref().map(Name::to_lossy).unwrap_or_default().as_str()),
+    );
     put(CONTENT_SECURITY_POLICY, "sandbox; default-src 'none'".to_owned());
     put(HeaderName::from_static("x-content-type-options"), "nosniff".to_owned());
     let body = Body::from_stream(app.volumes.read(&found, range).await?);
@@ -176,7 +195,8 @@ fn header(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
 
 fn preconditions(headers: &HeaderMap) -> Preconditions {
     let all = |name| {
-        let tags: Vec<&str> = headers.get_all(name).into_iter().filter_map(|tags| tags.to_str().ok()).collect();
+        let tags: Vec<&str> =
+            headers.get_all(name).into_iter().filter_map(|tags| tags.to_str().ok()).collect();
         (!tags.is_empty()).then(|| tags.join(","))
     };
     Preconditions { if_match: all(IF_MATCH), if_none_match: all(IF_NONE_MATCH) }

@@ -67,7 +67,11 @@ async fn resume(
 /// End a session.
 #[utoipa::path(delete, path = "/fs/v1/sessions/{session}", tag = "mount", params(("session" = u64, Path,)),
     responses((status = 204), (status = "4XX"), (status = "5XX")))]
-async fn close(State(app): State<App>, caller: Caller, Path(session): Path<u64>) -> Result<StatusCode, Problem> {
+async fn close(
+    State(app): State<App>,
+    caller: Caller,
+    Path(session): Path<u64>,
+) -> Result<StatusCode, Problem> {
     app.sessions.close(&caller, SessionId(session)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -75,7 +79,11 @@ async fn close(State(app): State<App>, caller: Caller, Path(session): Path<u64>)
 /// Follow what others change: one JSON document a line.
 #[utoipa::path(get, path = "/fs/v1/sessions/{session}/events", tag = "mount", params(("session" = u64, Path,)),
     responses((status = 200, content_type = "application/x-ndjson"), (status = "4XX"), (status = "5XX")))]
-async fn events(State(app): State<App>, caller: Caller, Path(session): Path<u64>) -> Result<Response, Problem> {
+async fn events(
+    State(app): State<App>,
+    caller: Caller,
+    Path(session): Path<u64>,
+) -> Result<Response, Problem> {
     let events = app.sessions.events(&caller, SessionId(session)).await?;
     let lines = events.map(|event| {
         serde_json::to_vec(&event).map(|mut line| {
@@ -181,6 +189,8 @@ async fn get_block(
             let headers = [(CONTENT_TYPE, "application/octet-stream".to_owned()), (CONTENT_RANGE, range)];
             Ok((StatusCode::PARTIAL_CONTENT, headers, data).into_response())
         }
-        RangeAnswer::Unsatisfiable => Err(tandemfs::Error::out_of_range(format!("the block has {size} bytes")).into()),
+        RangeAnswer::Unsatisfiable => {
+            Err(tandemfs::Error::out_of_range(format!("the block has {size} bytes")).into())
+        }
     }
 }

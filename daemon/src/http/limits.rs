@@ -253,6 +253,6 @@ impl http_body::Body for Sized {
     }
 
     fn size_hint(&self) -> http_body::SizeHint {
-        self.size.clone()
+        self.size
     }
 }

@@ -474,7 +474,7 @@ async fn panics_slow_bodies_and_crowds_get_answers() {
     let router = Router::new()
         .route("/panic", get(|| async { panic!("a secret detail") as StatusCode }))
         .route("/body", post(|body: String| async move { body }))
-        .route("/hang", get(|| std::future::pending::<()>()))
+        .route("/hang", get(std::future::pending::<()>))
         .route(
             "/wait",
             get(move || async move {

@@ -32,7 +32,9 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Wire<T> {
             return Ok(Self(codec::decode(&body)?));
         }
         if !json {
-            return Err(Error::unsupported_media(format!("send application/json or {}", codec::MEDIA_TYPE)).into());
+            return Err(
+                Error::unsupported_media(format!("send application/json or {}", codec::MEDIA_TYPE)).into()
+            );
         }
         serde_json::from_slice(&body).map(Self).map_err(|error| Problem(Error::invalid(error.to_string())))
     }
@@ -63,7 +65,10 @@ impl Accepts {
             Self::Compact => (codec::MEDIA_TYPE, codec::encode(value)?),
             Self::Json => {
                 let body = serde_json::to_vec(value);
-                ("application/json", body.map_err(|error| Error::internal("encoding an answer").because(error))?)
+                (
+                    "application/json",
+                    body.map_err(|error| Error::internal("encoding an answer").because(error))?,
+                )
             }
         };
         Ok(([(CONTENT_TYPE, HeaderValue::from_static(media_type))], body).into_response())

@@ -187,7 +187,7 @@ async fn numbers_are_given_once() {
             })
         })
         .collect();
-    let mut given = Vec::from([1..11]);
+    let mut given = vec![std::ops::Range { start: 1, end: 11 }];
     for task in tasks {
         given.extend(task.await.unwrap());
     }

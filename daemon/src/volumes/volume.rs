@@ -133,7 +133,8 @@ impl Volume {
             state.reset(generation);
             // What failed is nothing to wait for any more.
             let durable = state.position;
-            self.progress.send_modify(|progress| *progress = Progress { durable, resets: progress.resets + 1 });
+            self.progress
+                .send_modify(|progress| *progress = Progress { durable, resets: progress.resets + 1 });
         }
         state
     }

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, UNIX_EPOCH};
 
 use fuser::{Config, MountOption, Session, SessionUnmounter};
-use tandemfs::clock::SystemClock;
+use tandemfs::clock::{SystemClock, Time};
 use tokio::runtime::Runtime;
 
 use super::Adapter;
@@ -176,4 +176,14 @@ fn what_one_mount_has_done_the_other_sees() {
     drop(open);
     one.unmount();
     two.unmount();
+}
+
+#[test]
+fn times_before_1970_are_what_the_kernel_sent() {
+    // What fuser 0.18 makes of (-2 s, 500 million ns).
+    let arrived = UNIX_EPOCH - Duration::new(2, 500_000_000);
+    assert_eq!(super::sent_time(arrived), Time { seconds: -2, nanos: 500_000_000 });
+    assert_eq!(super::sent_time(UNIX_EPOCH - Duration::from_secs(3)), Time { seconds: -3, nanos: 0 });
+    let after = Time { seconds: 7, nanos: 9 };
+    assert_eq!(super::sent_time(after.to_system()), after);
 }

@@ -51,7 +51,7 @@ struct Walk<'a> {
 
 /// Where a walk has come to.
 enum Step {
-    File(Inode, Vec<Name>),
+    File(Box<Inode>, Vec<Name>),
     Other(Vec<Name>),
     End,
 }
@@ -79,7 +79,7 @@ impl Volumes {
                 Step::End => break,
                 Step::Other(path) => path,
                 Step::File(inode, path) => {
-                    found.push((inode, path.clone()));
+                    found.push((*inode, path.clone()));
                     path
                 }
             };
@@ -192,7 +192,7 @@ impl<'a> Walk<'a> {
                 }
                 // A file with several links is listed once, at its first.
                 (Kind::File, Some(inode)) if inode.parent == parent && inode.name.as_ref() == Some(&name) => {
-                    return Ok(Step::File(inode, path));
+                    return Ok(Step::File(Box::new(inode), path));
                 }
                 _ => {}
             }

@@ -193,7 +193,7 @@ async fn a_quota_is_exact_under_racing_uploads() {
     world.switches.delay(Duration::ZERO, Duration::from_millis(2));
     let uploads = (0..20).map(|number| {
         let world = &world;
-        async move { world.upload(&format!("dir/{number}"), &vec![number as u8; 90]).await }
+        async move { world.upload(&format!("dir/{number}"), &[number as u8; 90]).await }
     });
     let done = join_all(uploads).await;
     let made = done.iter().filter(|result| result.is_ok()).count();
