@@ -122,6 +122,23 @@ impl State {
         Answer { records, complete }
     }
 
+    /// Reaping says that the author holds an orphan no more; it is done when nobody else does.
+    fn without_held(&mut self, author: SessionId, mutations: &[Mutation]) -> Vec<Mutation> {
+        let mut kept = Vec::new();
+        for mutation in mutations {
+            if let Mutation::Reap { ino, .. } = mutation {
+                if let Some(session) = self.sessions.get_mut(&author) {
+                    session.held.remove(ino);
+                }
+                if self.sessions.values().any(|session| session.held.contains(ino)) {
+                    continue;
+                }
+            }
+            kept.push(mutation.clone());
+        }
+        kept
+    }
+
     fn apply(&mut self, mutations: &[Mutation]) -> Result<Vec<(Key, Option<Record>)>> {
         let mut set = WorkingSet::new();
         for mutation in mutations {
@@ -214,7 +231,8 @@ impl Daemon {
                     Err(error) => Err(error.duplicate()),
                 };
             }
-            let applied = state.apply(&batch.mutations);
+            let mutations = state.without_held(id, &batch.mutations);
+            let applied = state.apply(&mutations);
             let records = match applied {
                 Ok(records) => records,
                 Err(error) => {
@@ -369,12 +387,6 @@ impl Remote for Daemon {
         self.up()?;
         self.batches.fetch_add(1, Ordering::SeqCst);
         let answer = self.commit(session, batch).await;
-        if let [Mutation::Reap { ino, .. }] = &batch.mutations[..]
-            && answer.is_ok()
-        {
-            self.session(session, |session| session.held.remove(ino))?;
-            self.reap(&[*ino]);
-        }
         self.lossy(answer)
     }
 
