@@ -316,7 +316,10 @@ impl Mount {
         while began.elapsed() < PATIENCE && !self.world.trace.is_violated() {
             let call = self.parts.put_block(session.id, id, data.clone());
             match self.answer(session, "put_block", call).await {
-                Called::Answered(()) => return true,
+                Called::Answered(()) => {
+                    self.world.block_is_durable(&id);
+                    return true;
+                }
                 Called::Ended => return false,
                 Called::Refused(error) => {
                     violate!(self.world.trace, "client {}: a block is refused: {error:?}", self.client.number);
@@ -452,6 +455,11 @@ impl Mount {
         let Called::Answered(reply) = self.read(session, wants).await else { return None };
         let record = |answer: usize| reply.answers.get(answer)?.records.first()?.1.clone();
         let (inode, chunk) = (record(0), record(1));
+        if let (Some(Record::Inode(inode)), Some(Record::Chunk(chunk))) = (&inode, &chunk)
+            && chunk.0.iter().any(|extent| u64::from(extent.end()) > inode.size)
+        {
+            violate!(self.world.trace, "client {}: {chunk:?} in a file of {} bytes", self.client.number, inode.size);
+        }
         self.assemble(session, inode, chunk).await
     }
 
@@ -475,6 +483,8 @@ impl Mount {
                     let place = content.get_mut(extent.start as usize..extent.end() as usize);
                     match place {
                         Some(place) if bytes.len() == place.len() => place.copy_from_slice(&bytes),
+                        // Records of two moments, between which the file was cut off: they are not the same file's.
+                        None => return None,
                         _ => {
                             violate!(
                                 self.world.trace,

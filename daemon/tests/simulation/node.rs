@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -61,6 +61,8 @@ struct State {
     /// Puts that a caller has begun: they may reach the disk also when nobody waits any more.
     begun: BTreeMap<u64, (BlockId, Bytes)>,
     calls: u64,
+    /// What has ever reached it, whatever became of it.
+    reached: BTreeSet<BlockId>,
 }
 
 impl Node {
@@ -73,6 +75,7 @@ impl Node {
             earlier: BTreeMap::new(),
             begun: BTreeMap::new(),
             calls: 0,
+            reached: BTreeSet::new(),
         };
         Self(Arc::new(Inner { number, trace, state: Mutex::new(state) }))
     }
@@ -126,7 +129,8 @@ impl Node {
                 continue;
             }
             let other = *state.random.pick(&ids);
-            let other = state.objects[&other].bytes.clone();
+            // It may have been removed just now.
+            let other = state.objects.get(&other).map(|object| object.bytes.clone()).unwrap_or_default();
             let mut bytes = state.objects[id].bytes.to_vec();
             match state.random.below(5) {
                 0 => bytes.truncate(state.random.below(bytes.len() as u64 + 1) as usize),
@@ -150,6 +154,11 @@ impl Node {
         self.state().objects.get(id).is_some_and(|object| object.is_good)
     }
 
+    /// Whether an object has ever reached it.
+    pub fn was_reached_by(&self, id: &BlockId) -> bool {
+        self.state().reached.contains(id)
+    }
+
     /// All that it holds.
     pub fn objects(&self) -> Vec<(BlockId, Bytes)> {
         self.state().objects.iter().map(|(id, object)| (*id, object.bytes.clone())).collect()
@@ -160,6 +169,7 @@ impl Node {
         let mut state = self.state();
         for (_, (id, bytes)) in std::mem::take(&mut state.begun) {
             if state.random.chance(500) && state.mode != Mode::Offline {
+                state.reached.insert(id);
                 state.objects.insert(id, Stored { bytes, is_good: true });
             }
         }
@@ -207,6 +217,7 @@ impl Node {
                 return Err(Error::no_space(format!("node {}", self.0.number)));
             }
             if lands {
+                state.reached.insert(id);
                 state.objects.insert(id, Stored { bytes: object, is_good: true });
             }
         }

@@ -114,7 +114,7 @@ async fn act(world: &Arc<World>, life: Life) {
         let (world, parts) = (world.clone(), parts.clone());
         async move { chaos::reign(world, parts).await }
     });
-    let time = Duration::from_millis(world.draw(|random| random.between(300, 9000)));
+    let time = Duration::from_millis(world.draw(|random| random.between(200, 5000)));
     if life == Life::Short {
         let after = world.draw(|random| random.chance(500).then(|| random.between(1, 60)));
         world.crash_after(after);

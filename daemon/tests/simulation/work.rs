@@ -28,7 +28,8 @@ struct Change {
     after: Tree,
     mutations: Vec<Mutation>,
     blocks: Vec<Bytes>,
-    held: Vec<Ino>,
+    /// Files that go and stay open, with what is in them.
+    held: Vec<(Ino, Arc<Vec<u8>>)>,
 }
 
 /// A client lives as long as the daemon that it works with, or until all come to rest.
@@ -149,9 +150,12 @@ impl Mount {
         if self.client.state().random.chance(50) {
             self.breathe(1500).await;
         }
-        if !self.prepare(session.id, change.mutations, change.held) {
+        let held = change.held.iter().map(|(ino, _)| *ino).collect();
+        if !self.prepare(session.id, change.mutations, held) {
             return;
         }
+        let held = change.held.into_iter().map(|(ino, content)| (ino, Some(content)));
+        self.client.state().held.extend(held);
         self.world.history(self.client.number).begin(change.after);
         self.carry_through(&session).await;
     }
@@ -185,8 +189,7 @@ impl Mount {
         let gone = before.files.iter().filter(|(ino, _)| !change.after.files.contains_key(ino));
         for (ino, content) in gone {
             if state.held.contains_key(ino) || state.random.chance(300) {
-                state.held.insert(*ino, Some(content.clone()));
-                change.held.push(*ino);
+                change.held.push((*ino, content.clone()));
             }
         }
         Some(thought.change)

@@ -154,6 +154,18 @@ impl World {
         }
     }
 
+    /// A block was acknowledged as durable: its record is there, names enough nodes, and only such as it has reached (R1).
+    pub fn block_is_durable(&self, id: &BlockId) {
+        let record = self.blocks().into_iter().find(|(other, _)| other == id).map(|(_, block)| block);
+        // It may have been collected since, when its grace period was short.
+        let Some(block) = record.filter(|block| !block.deleting) else { return };
+        let reached = |node: &&Node| block.replicas.iter().any(|of| of.0 == node.number()) && node.was_reached_by(id);
+        let copies = self.nodes.iter().filter(reached).count();
+        if copies < block.replicas.len() || copies < self.settings.min_replicas as usize {
+            violate!(self.trace, "{id:?} is acknowledged with {copies} copies written: {block:?}");
+        }
+    }
+
     /// The records of all blocks as the engine has them.
     pub fn blocks(&self) -> Vec<(BlockId, Block)> {
         self.engine
