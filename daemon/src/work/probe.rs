@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tandemfs::Result;
+use tandemfs::api::admin::JobKind;
 use tandemfs::api::files::NodeState;
 use tandemfs::id::NodeId;
 use tokio::time::Instant;
@@ -49,6 +50,14 @@ impl Worker for Prober {
         let replicator = self.inner.replicator.clone();
         let nodes = replicator.registry();
         nodes.save_changed().await?;
+        // The engine may have failed when a repair was to be begun or given up.
+        let repairing: Vec<_> =
+            nodes.all().filter(|node| node.state() == NodeState::Repairing).map(|node| node.id()).collect();
+        for id in repairing {
+            if self.inner.running(JobKind::RepairNode, Some(id)).is_none() {
+                self.inner.repair_node(id).await?;
+            }
+        }
         let asked: Vec<_> = nodes
             .all()
             .filter(|node| match node.record().state {
