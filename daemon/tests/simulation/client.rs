@@ -202,7 +202,9 @@ impl Mount {
             Err(error) => {
                 note!(self.world.trace, "client {number} {what}: {error:?}");
                 match error.kind() {
-                    ErrorKind::Unavailable | ErrorKind::TimedOut | ErrorKind::TooManyRequests => Called::InDoubt,
+                    ErrorKind::Unavailable | ErrorKind::TimedOut | ErrorKind::TooManyRequests => {
+                        Called::InDoubt
+                    }
                     ErrorKind::SessionEnded => Called::Ended,
                     ErrorKind::Internal | ErrorKind::Corrupt => {
                         violate!(self.world.trace, "client {number} {what}: {error:?}");
@@ -258,7 +260,8 @@ impl Mount {
     /// Numbers for new inodes.
     pub async fn new_ino(&self, session: &Session) -> Option<Ino> {
         if session.inodes.is_empty() {
-            let Called::Answered(range) = self.answer(session, "inodes", self.parts.inodes(session.id)).await else {
+            let Called::Answered(range) = self.answer(session, "inodes", self.parts.inodes(session.id)).await
+            else {
                 return None;
             };
             let mut state = self.client.state();
@@ -271,7 +274,12 @@ impl Mount {
     }
 
     /// A call on a session: notices when that has ended.
-    pub async fn answer<T>(&self, session: &Session, what: &str, call: impl Future<Output = Result<T>>) -> Called<T> {
+    pub async fn answer<T>(
+        &self,
+        session: &Session,
+        what: &str,
+        call: impl Future<Output = Result<T>>,
+    ) -> Called<T> {
         let called = self.call(what, call).await;
         if matches!(called, Called::Ended) {
             self.client.state().ended(session.id);
@@ -286,7 +294,8 @@ impl Mount {
         let mut state = self.client.state();
         match &called {
             Called::Answered(reply) => {
-                let records: Vec<_> = reply.answers.iter().flat_map(|answer| answer.records.iter().cloned()).collect();
+                let records: Vec<_> =
+                    reply.answers.iter().flat_map(|answer| answer.records.iter().cloned()).collect();
                 state.cache.finish(request, stamp(session, reply.version), &records);
             }
             _ => state.cache.finish(request, 0, &[]),
@@ -322,7 +331,11 @@ impl Mount {
                 }
                 Called::Ended => return false,
                 Called::Refused(error) => {
-                    violate!(self.world.trace, "client {}: a block is refused: {error:?}", self.client.number);
+                    violate!(
+                        self.world.trace,
+                        "client {}: a block is refused: {error:?}",
+                        self.client.number
+                    );
                     return false;
                 }
                 Called::InDoubt => self.breathe(300).await,
@@ -333,7 +346,13 @@ impl Mount {
     }
 
     /// Bytes of a block. `None`: they could not be had, which is a violation only if `must`.
-    pub async fn get_block(&self, session: &Session, id: BlockId, from: u32, to: u32) -> Option<Called<Bytes>> {
+    pub async fn get_block(
+        &self,
+        session: &Session,
+        id: BlockId,
+        from: u32,
+        to: u32,
+    ) -> Option<Called<Bytes>> {
         let began = Instant::now();
         while began.elapsed() < PATIENCE && !self.world.trace.is_violated() {
             match self.answer(session, "get_block", self.parts.get_block(session.id, id, from..to)).await {
@@ -458,7 +477,12 @@ impl Mount {
         if let (Some(Record::Inode(inode)), Some(Record::Chunk(chunk))) = (&inode, &chunk)
             && chunk.0.iter().any(|extent| u64::from(extent.end()) > inode.size)
         {
-            violate!(self.world.trace, "client {}: {chunk:?} in a file of {} bytes", self.client.number, inode.size);
+            violate!(
+                self.world.trace,
+                "client {}: {chunk:?} in a file of {} bytes",
+                self.client.number,
+                inode.size
+            );
         }
         self.assemble(session, inode, chunk).await
     }
@@ -516,7 +540,11 @@ impl Mount {
         let sequence = of.sequence;
         of.sequence += 1;
         let run = of.run;
-        note!(self.world.trace, "client {} session {session} batch {sequence}: {mutations:?}", self.client.number);
+        note!(
+            self.world.trace,
+            "client {} session {session} batch {sequence}: {mutations:?}",
+            self.client.number
+        );
         state.pending = Some(Batch { sequence, mutations, held });
         state.pending_since = run;
         true

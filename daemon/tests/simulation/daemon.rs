@@ -54,7 +54,7 @@ impl Parts {
         let replicator = Replicator::open(meta.clone(), setups.collect(), settings, clock.clone()).await?;
         let volumes = Volumes::open(meta.clone(), replicator.clone(), settings, clock.clone()).await?;
         volumes.seed(world.draw(crate::random::Random::next));
-        let home = world.home.lock().unwrap().clone();
+        let home = *world.home.lock().unwrap();
         let home = match home {
             Some(home) => home,
             None => make_home(world, &meta, &volumes).await?,

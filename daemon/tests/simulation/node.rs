@@ -274,7 +274,10 @@ impl BlockStore for Node {
         self.travel().await?;
         let state = self.state();
         let objects = state.objects.iter().filter(|(id, _)| after.is_none_or(|after| *id > after));
-        Ok(objects.take(limit).map(|(id, object)| Object { id: *id, size: object.bytes.len() as u64 }).collect())
+        Ok(objects
+            .take(limit)
+            .map(|(id, object)| Object { id: *id, size: object.bytes.len() as u64 })
+            .collect())
     }
 
     async fn delete(&self, id: &BlockId) -> Result<()> {
@@ -286,6 +289,9 @@ impl BlockStore for Node {
 
     async fn room(&self) -> Result<Option<Room>> {
         self.travel().await?;
-        Ok(Some(Room { total_bytes: 1 << 40, free_bytes: if self.mode() == Mode::Full { 0 } else { 1 << 39 } }))
+        Ok(Some(Room {
+            total_bytes: 1 << 40,
+            free_bytes: if self.mode() == Mode::Full { 0 } else { 1 << 39 },
+        }))
     }
 }

@@ -43,7 +43,11 @@ pub async fn live(world: Arc<World>, parts: Arc<Parts>) {
         if person.world.trace.is_violated() || (person.world.is_resting() && !is_open) {
             return;
         }
-        if is_open { person.settle().await } else { person.step().await }
+        if is_open {
+            person.settle().await
+        } else {
+            person.step().await
+        }
         let pause = person.random.between(20, 400);
         sleep(Duration::from_millis(pause)).await;
     }
@@ -105,7 +109,9 @@ impl Person {
         tree.remove(name);
         self.begin(&format!("delete {name}"), tree);
         let parts = self.parts.clone();
-        let request = async move { parts.volumes.delete(&parts.caller, &file.file_id, &Preconditions::default()).await };
+        let request = async move {
+            parts.volumes.delete(&parts.caller, &file.file_id, &Preconditions::default()).await
+        };
         let result = self.ask("delete", request).await;
         self.conclude(result).await;
     }

@@ -62,7 +62,8 @@ fn load(world: &World, home: VolumeId) -> Found<Count> {
     for (key, value) in world.engine.rows(&prefix) {
         let record: Record = record::decode(&key, &value).map_err(|error| format!("{error:?}"))?;
         let rest = &key[prefix.len()..];
-        let number = |at: usize| rest.get(at..at + 8).map_or(0, |bytes| u64::from_be_bytes(bytes.try_into().unwrap()));
+        let number =
+            |at: usize| rest.get(at..at + 8).map_or(0, |bytes| u64::from_be_bytes(bytes.try_into().unwrap()));
         let ino = Ino(number(1));
         match record {
             Record::Usage(usage) => count.usage = usage,
@@ -101,7 +102,9 @@ impl Count {
             let named = names.get(ino).copied().unwrap_or(0);
             let expected = match inode.kind {
                 Kind::Directory => {
-                    2 + entries.map_or(0, |entries| entries.values().filter(|entry| entry.kind == Kind::Directory).count() as u32)
+                    2 + entries.map_or(0, |entries| {
+                        entries.values().filter(|entry| entry.kind == Kind::Directory).count() as u32
+                    })
                 }
                 _ => {
                     further += named.saturating_sub(1) as usize;
@@ -116,9 +119,13 @@ impl Count {
                 return Err(format!("directory {ino} says {} entries, but has {held}", inode.entries));
             }
             let chunks = self.chunks.get(ino).into_iter().flat_map(BTreeMap::values);
-            let allocated: u64 = chunks.flat_map(|chunk| &chunk.0).map(|extent| u64::from(extent.length)).sum();
+            let allocated: u64 =
+                chunks.flat_map(|chunk| &chunk.0).map(|extent| u64::from(extent.length)).sum();
             if inode.allocated != allocated {
-                return Err(format!("inode {ino} says {} bytes of extents, but has {allocated}", inode.allocated));
+                return Err(format!(
+                    "inode {ino} says {} bytes of extents, but has {allocated}",
+                    inode.allocated
+                ));
             }
             bytes += allocated;
         }
@@ -130,7 +137,10 @@ impl Count {
         }
         let inodes = self.inodes.len() as u64 - 1;
         if (self.usage.bytes, self.usage.inodes) != (bytes, inodes) {
-            return Err(format!("usage says {:?}, but {bytes} bytes and {inodes} inodes were counted", self.usage));
+            return Err(format!(
+                "usage says {:?}, but {bytes} bytes and {inodes} inodes were counted",
+                self.usage
+            ));
         }
         Ok(())
     }
@@ -169,7 +179,8 @@ impl Count {
             }
             for node in &block.replicas {
                 let object = objects.remove(&(node.0, *id)).ok_or(format!("{id:?} is not on node {node}"))?;
-                let bytes = decode(&record.key, id, object).map_err(|why| format!("{id:?} on node {node}: {why}"))?;
+                let bytes =
+                    decode(&record.key, id, object).map_err(|why| format!("{id:?} on node {node}: {why}"))?;
                 data.insert(*id, bytes);
                 *self.copies.entry(node.0).or_default() += 1;
             }
@@ -196,8 +207,11 @@ impl Count {
             tree.names.insert(name.clone(), entry.ino);
             let inode = self.inodes.get(&entry.ino).ok_or("an entry leads nowhere")?;
             let mut content = vec![0; inode.size as usize];
-            for extent in self.chunks.get(&entry.ino).into_iter().flat_map(BTreeMap::values).flat_map(|chunk| &chunk.0) {
-                let bytes = &data[&extent.block][extent.offset as usize..(extent.offset + extent.length) as usize];
+            for extent in
+                self.chunks.get(&entry.ino).into_iter().flat_map(BTreeMap::values).flat_map(|chunk| &chunk.0)
+            {
+                let bytes =
+                    &data[&extent.block][extent.offset as usize..(extent.offset + extent.length) as usize];
                 content[extent.start as usize..extent.end() as usize].copy_from_slice(bytes);
             }
             tree.files.insert(entry.ino, Arc::new(content));
@@ -219,7 +233,8 @@ fn check_references(world: &World, home: VolumeId, counted: &BTreeMap<BlockId, u
     prefix.extend(home.0.to_be_bytes());
     let mut stored = BTreeMap::new();
     for (key, value) in world.engine.rows(&prefix) {
-        let references: record::References = record::decode(&key, &value).map_err(|error| format!("{error:?}"))?;
+        let references: record::References =
+            record::decode(&key, &value).map_err(|error| format!("{error:?}"))?;
         let id = key.last_chunk::<32>().copied().map(BlockId).ok_or("a key is too short")?;
         stored.insert(id, references.count);
     }

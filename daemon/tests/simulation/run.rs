@@ -73,7 +73,8 @@ fn live(world: &Arc<World>, number: u32, life: Life) {
     if world.trace.is_violated() {
         return;
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     let ended = runtime.block_on(async {
         world.trace.begin(number);
         for client in &world.clients {

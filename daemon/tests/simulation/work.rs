@@ -128,7 +128,11 @@ impl Mount {
                 self.still_there(history.done());
                 // Its blocks may have been collected before it named them; nothing else is wrong with what clients ask for.
                 if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Stale) {
-                    violate!(self.world.trace, "client {}: a change is refused: {error:?}", self.client.number);
+                    violate!(
+                        self.world.trace,
+                        "client {}: a change is refused: {error:?}",
+                        self.client.number
+                    );
                 }
             }
             // Without the session nobody can ask again: what is there tells.
@@ -147,8 +151,8 @@ impl Mount {
             }
         }
         // A writer may take its time between data and names.
-        if self.client.state().random.chance(50) {
-            self.breathe(1500).await;
+        if self.client.state().random.chance(80) {
+            self.breathe(3500).await;
         }
         let held = change.held.iter().map(|(ino, _)| *ino).collect();
         if !self.prepare(session.id, change.mutations, held) {
@@ -170,7 +174,12 @@ impl Mount {
             directory,
             time: self.world.clock.now(),
             key,
-            change: Change { after: before.clone(), mutations: Vec::new(), blocks: Vec::new(), held: Vec::new() },
+            change: Change {
+                after: before.clone(),
+                mutations: Vec::new(),
+                blocks: Vec::new(),
+                held: Vec::new(),
+            },
         };
         let random = &mut state.random;
         let of = random.pick(&NAMES).to_string();
@@ -323,7 +332,8 @@ impl Mount {
         let Some(session) = self.session().await else { return };
         let held = {
             let mut state = self.client.state();
-            let held: Vec<_> = state.held.iter().filter_map(|(ino, content)| Some((*ino, content.clone()?))).collect();
+            let held: Vec<_> =
+                state.held.iter().filter_map(|(ino, content)| Some((*ino, content.clone()?))).collect();
             if held.is_empty() { return } else { state.random.pick(&held).clone() }
         };
         let (ino, expected) = held;

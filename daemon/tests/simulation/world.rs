@@ -68,7 +68,8 @@ impl World {
         };
         let nodes = (1..=node_count).map(|number| Node::new(number, random.fork(), trace.clone())).collect();
         let engine = Engine::new(random.fork(), trace.clone());
-        let clients: Vec<_> = (0..clients).map(|number| Arc::new(Client::new(number, random.fork()))).collect();
+        let clients: Vec<_> =
+            (0..clients).map(|number| Arc::new(Client::new(number, random.fork()))).collect();
         // One more: what people do through the REST API.
         let histories = (0..=clients.len()).map(|_| Mutex::default()).collect();
         Arc::new(Self {
@@ -159,7 +160,8 @@ impl World {
         let record = self.blocks().into_iter().find(|(other, _)| other == id).map(|(_, block)| block);
         // It may have been collected since, when its grace period was short.
         let Some(block) = record.filter(|block| !block.deleting) else { return };
-        let reached = |node: &&Node| block.replicas.iter().any(|of| of.0 == node.number()) && node.was_reached_by(id);
+        let reached =
+            |node: &&Node| block.replicas.iter().any(|of| of.0 == node.number()) && node.was_reached_by(id);
         let copies = self.nodes.iter().filter(reached).count();
         if copies < block.replicas.len() || copies < self.settings.min_replicas as usize {
             violate!(self.trace, "{id:?} is acknowledged with {copies} copies written: {block:?}");
@@ -183,7 +185,9 @@ impl World {
         let left: Vec<&Node> = self
             .nodes
             .iter()
-            .filter(|node| !nodes.contains(&node.number()) && matches!(node.mode(), Mode::Well | Mode::Slow(_)))
+            .filter(|node| {
+                !nodes.contains(&node.number()) && matches!(node.mode(), Mode::Well | Mode::Slow(_))
+            })
             .collect();
         let is_safe = |id: &BlockId| left.iter().any(|node| node.has_good(id));
         !left.is_empty() && self.blocks().iter().all(|(id, block)| block.deleting || is_safe(id))
