@@ -57,7 +57,7 @@ impl Parts {
                 location: directory.display().to_string(),
                 zone: number.to_string(),
                 weight: 1,
-                store: Arc::new(DiskStore::open(directory)?),
+                store: Arc::new(DiskStore::open_with_reserve(directory, settings.node_reserve_bytes)?),
             });
         }
         Ok(Self {

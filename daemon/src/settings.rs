@@ -46,6 +46,8 @@ pub struct Settings {
     pub probe_interval_ms: u64,
     /// A node that has not answered a call for so long counts as failing, in milliseconds.
     pub node_timeout_ms: u64,
+    /// Bytes that disk nodes leave free on their file systems, so that metadata can still be written when they are full.
+    pub node_reserve_bytes: u64,
     /// Bytes of decoded metadata records that are kept in memory.
     pub metadata_cache_bytes: u64,
     /// Requests that are worked on at once.
@@ -91,6 +93,7 @@ impl Default for Settings {
             scrub_bytes_per_s: 64 << 20,
             probe_interval_ms: 2_000,
             node_timeout_ms: 10_000,
+            node_reserve_bytes: 64 << 20,
             metadata_cache_bytes: 64 << 20,
             max_requests: 2_048,
             max_connections: 8_192,

@@ -29,6 +29,8 @@ struct Inner {
     fans: Mutex<[bool; 256]>,
     /// A sync has failed, so nobody knows what is on the disk: it takes no change until it is opened anew.
     failed: AtomicBool,
+    /// Bytes that objects leave free on the file system.
+    reserve: u64,
 }
 
 impl DiskStore {
@@ -37,8 +39,17 @@ impl DiskStore {
     /// # Errors
     /// `Busy` when another process has it open; `Unavailable`, `NoSpace` and `Forbidden` as the system says.
     pub fn open(directory: impl AsRef<Path>) -> Result<Self> {
+        Self::open_with_reserve(directory, 0)
+    }
+
+    /// The same, but objects leave so many bytes of the file system free: for the metadata, if that lies there too, so that files can be
+    /// deleted on a full disk.
+    ///
+    /// # Errors
+    /// Those of [`DiskStore::open`].
+    pub fn open_with_reserve(directory: impl AsRef<Path>, reserve: u64) -> Result<Self> {
         let directory = directory.as_ref();
-        let inner = Inner::open(directory).map_err(|error| match error.kind() {
+        let inner = Inner::open(directory, reserve).map_err(|error| match error.kind() {
             ErrorKind::WouldBlock => Error::busy(format!("{}: another daemon uses it", directory.display())),
             _ => failure(error, directory),
         })?;
@@ -69,7 +80,7 @@ fn failure(error: io::Error, path: &Path) -> Error {
 }
 
 impl Inner {
-    fn open(directory: &Path) -> io::Result<Self> {
+    fn open(directory: &Path, reserve: u64) -> io::Result<Self> {
         make_directories(directory)?;
         let lock_path = directory.join(".lock");
         let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(lock_path)?;
@@ -103,6 +114,7 @@ impl Inner {
             next_name: AtomicU64::new(0),
             fans: Mutex::new(fans),
             failed: AtomicBool::new(false),
+            reserve,
         })
     }
 
@@ -156,6 +168,9 @@ impl Inner {
         self.check()?;
         if object.len() > block::OBJECT_MAX {
             return Err(Error::too_large(format!("an object of {} bytes", object.len())));
+        }
+        if self.reserve > 0 && self.room()?.free_bytes < object.len() as u64 {
+            return Err(Error::no_space(format!("{}: only the reserve is left", self.blocks.display())));
         }
         self.make_fan(id.0[0])?;
         let temporary = self.staging.join(self.next_name.fetch_add(1, Ordering::Relaxed).to_string());
@@ -275,7 +290,7 @@ impl Inner {
         let room = rustix::fs::statvfs(&self.blocks).map_err(|error| failure(error.into(), &self.blocks))?;
         Ok(Room {
             total_bytes: room.f_blocks.saturating_mul(room.f_frsize),
-            free_bytes: room.f_bavail.saturating_mul(room.f_frsize),
+            free_bytes: room.f_bavail.saturating_mul(room.f_frsize).saturating_sub(self.reserve),
         })
     }
 }
