@@ -199,7 +199,9 @@ fn config(line: &CommandLine, url: &str, read_only: bool) -> Config {
 /// The directory to mount at. One that a mount has left dead behind is cleaned first.
 fn mount_point(directory: &Path) -> Result<PathBuf, String> {
     let mut metadata = std::fs::metadata(directory);
-    if metadata.as_ref().is_err_and(is_dead) {
+    // The kernel may remember the attributes of a dead mount's root; its free space it has to ask for.
+    let dead = rustix::fs::statvfs(directory).is_err_and(|error| error == rustix::io::Errno::NOTCONN);
+    if dead || metadata.as_ref().is_err_and(is_dead) {
         detach(directory);
         metadata = std::fs::metadata(directory);
     }

@@ -1,8 +1,9 @@
 //! faults.md K1 and K5: the daemon killed under a mixed load, with a mount that rides it out.
 
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -13,31 +14,60 @@ use super::cluster::{Cluster, noise};
 const KILLS: u64 = 20;
 
 /// What was acknowledged as durable: name, seed, length.
-type Acknowledged = Arc<Mutex<Vec<(String, u64, usize)>>>;
+pub type Acknowledged = Arc<Mutex<Vec<(String, u64, usize)>>>;
 
-/// Writes, syncs and renames files in a mount until told to stop. Any error is a failure: the mount must ride it out.
-pub fn write_files(directory: PathBuf, stop: Arc<AtomicBool>, done: Acknowledged) {
-    for number in 0.. {
-        if stop.load(Ordering::SeqCst) {
-            return;
-        }
-        let length = [17, 4096, 70_000, 300_000][number as usize % 4];
-        let temporary = directory.join(format!("t{number}"));
-        let mut file = File::create(&temporary).expect("create");
-        file.write_all(&noise(number, length)).expect("write");
-        file.sync_all().expect("fsync");
-        drop(file);
+/// Creates, writes, syncs and renames files, and removes older ones; says on its output what is done. Any error ends it with a failure.
+///
+/// It is a process of its own: a process that has files of a mount open cannot start a daemon while that mount waits for the daemon, for
+/// the new process closes its copies of the files first, and `close` waits.
+const WRITER: &str = r#"
+import os, sys
+def synced(path):
+    fd = os.open(path, os.O_RDONLY)
+    os.fsync(fd)
+    os.close(fd)
+os.chdir(sys.argv[1])
+number = 0
+while not os.path.exists(sys.argv[2]):
+    length = [17, 4096, 70000, 300000][number % 4]
+    fd = os.open(f't{number}', os.O_CREAT | os.O_WRONLY, 0o644)
+    data = (b'%08d,' % number * (length // 9 + 1))[:length]
+    assert os.write(fd, data) == length
+    os.fsync(fd)
+    os.close(fd)
+    os.rename(f't{number}', f'w{number}')
+    synced('.')
+    print('done', number, length, flush=True)
+    if number % 3 == 2:
+        print('forget', number - 1, 0, flush=True)
+        os.unlink(f'w{number - 1}')
+    number += 1
+"#;
+
+/// What the writer writes into file `number`.
+pub fn pattern(number: u64, length: usize) -> Vec<u8> {
+    format!("{number:08},").into_bytes().into_iter().cycle().take(length).collect()
+}
+
+/// Runs the writer in a directory of a mount until the file `stop` is there. Any error is a failure: the mount must ride it out.
+pub fn write_files(directory: PathBuf, stop: PathBuf, done: Acknowledged) {
+    let mut writer = Command::new("python3")
+        .args(["-c", WRITER])
+        .args([directory, stop])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("python3 starts");
+    for line in BufReader::new(writer.stdout.take().expect("its output")).lines().map_while(Result::ok) {
+        let words: Vec<&str> = line.split(' ').collect();
+        let (number, length) = (words[1].parse().expect("a number"), words[2].parse().expect("a length"));
         let name = format!("w{number}");
-        fs::rename(&temporary, directory.join(&name)).expect("rename");
-        File::open(&directory).and_then(|directory| directory.sync_all()).expect("fsync of the directory");
-        done.lock().expect("the list").push((name, number, length));
-        if number % 3 == 2 {
-            // Remove an older one; from here on it may or may not be there.
-            let name = format!("w{}", number - 1);
-            done.lock().expect("the list").retain(|(other, _, _)| *other != name);
-            fs::remove_file(directory.join(&name)).expect("unlink");
+        let mut done = done.lock().expect("the list");
+        match words[0] {
+            "done" => done.push((name, number, length)),
+            _ => done.retain(|(other, _, _)| *other != name),
         }
     }
+    assert!(writer.wait().expect("it ends").success(), "a call in the mount failed");
 }
 
 /// Uploads files over REST until told to stop; only a 201 counts.
@@ -80,11 +110,11 @@ fn upload_files(cluster_url: String, stop: Arc<AtomicBool>, done: Acknowledged) 
     });
 }
 
-fn verify(directory: &std::path::Path, list: &[(String, u64, usize)]) {
+fn verify(directory: &std::path::Path, list: &[(String, u64, usize)], content_of: fn(u64, usize) -> Vec<u8>) {
     for (name, seed, length) in list {
         let content =
             fs::read(directory.join(name)).unwrap_or_else(|error| panic!("{name} was acknowledged: {error}"));
-        assert!(content == noise(*seed, *length), "{name} has other bytes than were acknowledged");
+        assert!(content == content_of(*seed, *length), "{name} has other bytes than were acknowledged");
     }
 }
 
@@ -96,7 +126,7 @@ fn nothing_acknowledged_is_lost_when_the_daemon_is_killed() {
     let stop = Arc::new(AtomicBool::new(false));
     let (written, uploaded) = (Acknowledged::default(), Acknowledged::default());
     let writer = {
-        let (path, stop, done) = (mount.path().to_owned(), stop.clone(), written.clone());
+        let (path, stop, done) = (mount.path().to_owned(), cluster.root().join("stop"), written.clone());
         thread::spawn(move || write_files(path, stop, done))
     };
     let uploader = {
@@ -115,6 +145,7 @@ fn nothing_acknowledged_is_lost_when_the_daemon_is_killed() {
     }
     thread::sleep(Duration::from_millis(500));
     stop.store(true, Ordering::SeqCst);
+    fs::write(cluster.root().join("stop"), "").unwrap();
     writer.join().expect("the mount rode out every kill");
     uploader.join().expect("the uploader saw only what may happen");
     println!(
@@ -125,11 +156,11 @@ fn nothing_acknowledged_is_lost_when_the_daemon_is_killed() {
     assert!(written.lock().unwrap().len() > 20, "there was hardly any load");
     assert!(!uploaded.lock().unwrap().is_empty(), "there was no upload");
 
-    verify(mount.path(), &written.lock().unwrap());
+    verify(mount.path(), &written.lock().unwrap(), pattern);
     mount.unmount();
     let mount = cluster.mount("again");
-    verify(mount.path(), &written.lock().unwrap());
-    verify(&mount.path().join("up"), &uploaded.lock().unwrap());
+    verify(mount.path(), &written.lock().unwrap(), pattern);
+    verify(&mount.path().join("up"), &uploaded.lock().unwrap(), noise);
     mount.unmount();
     super::damage::nodes_hold_what_is_claimed(&mut cluster);
 }

@@ -5,13 +5,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use super::cluster::{Cluster, noise};
-use super::crash::write_files;
+use super::cluster::Cluster;
+use super::crash::{Acknowledged, pattern, write_files};
 use super::shell::{sh, try_sh};
 
 const CUTS: u64 = 20;
@@ -64,8 +62,8 @@ fn nothing_acknowledged_is_lost_when_the_power_goes() {
     assert_ne!(control, "not synced", "the rig keeps what was never synced: it tests nothing");
     rig.forget();
 
-    let stop = Arc::new(AtomicBool::new(false));
-    let done: Arc<Mutex<Vec<(String, u64, usize)>>> = Arc::default();
+    let stop = outside.path().join("stop");
+    let done = Acknowledged::default();
     let writer = {
         let (path, stop, done) = (mountpoint.clone(), stop.clone(), done.clone());
         thread::spawn(move || write_files(path, stop, done))
@@ -84,13 +82,13 @@ fn nothing_acknowledged_is_lost_when_the_power_goes() {
             }
             let content =
                 fs::read(seen.path().join(name)).unwrap_or_else(|error| panic!("cut {cut}: {name}: {error}"));
-            assert!(content == noise(*seed, *length), "cut {cut}: {name} has other bytes");
+            assert!(content == pattern(*seed, *length), "cut {cut}: {name} has other bytes");
         }
         seen.unmount();
         drop(twin);
         rig.forget();
     }
-    stop.store(true, Ordering::SeqCst);
+    fs::write(&stop, "").unwrap();
     writer.join().expect("no call failed");
     println!("{} files acknowledged in the end", done.lock().unwrap().len());
     assert!(done.lock().unwrap().len() > 10);

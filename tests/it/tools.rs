@@ -41,7 +41,8 @@ fn copies_are_the_same_after_a_remount() {
     sh(&work, &format!("diff -r --no-dereference -x fifo -x sparse tree {}", there.display()));
     let differences = sh(&work, &format!("{SAME} tree/ {}/", there.display()));
     assert_eq!(differences, "", "rsync would still change something");
-    let sparse = sh(&there, "stat -c '%s %b' docs/sparse; tail -c +3000000000 docs/sparse | head -c 3");
+    let sparse =
+        sh(&there, "stat -c '%s %b' docs/sparse; dd if=docs/sparse bs=1 skip=2999999999 count=3 status=none");
     let (sizes, end) = sparse.split_once('\n').unwrap();
     assert_eq!(end, "end");
     let blocks: u64 = sizes.split_once(' ').unwrap().1.trim().parse().unwrap();
