@@ -252,11 +252,10 @@ async fn bad_input_is_a_clear_4xx_and_stores_nothing() {
     expect(alice.request("PATCH", "/files"), 405).await;
     expect(alice.request("POST", "/upload").header("content-encoding", "gzip").multipart(form("file")), 415)
         .await;
-    assert_eq!(
-        expect(alice.request("GET", "/storage"), 200).await,
-        before,
-        "something was stored by a request that failed"
-    );
+    let after = expect(alice.request("GET", "/storage"), 200).await;
+    for field in ["files", "used_bytes"] {
+        assert_eq!(after[field], before[field], "something was stored by a request that failed");
+    }
     cluster.status();
 }
 
