@@ -303,7 +303,7 @@ impl Session {
     /// Reads records, through to the daemon; caches them.
     ///
     /// # Errors
-    /// As [`Session::until_answered`].
+    /// As `Session::until_answered`.
     pub async fn read(&self, wants: Vec<Want>) -> Result<ReadReply> {
         debug_assert!(wants.len() <= READ_WANTS_MAX);
         let read = &Read { wants };
@@ -405,7 +405,7 @@ impl Session {
     /// A number for a new inode.
     ///
     /// # Errors
-    /// As [`Session::until_answered`].
+    /// As `Session::until_answered`.
     pub async fn new_ino(&self) -> Result<Ino> {
         let mut numbers = self.numbers.lock().await;
         if numbers.0 >= numbers.1 {
