@@ -17,11 +17,12 @@ const KILLS: u64 = 20;
 pub type Acknowledged = Arc<Mutex<Vec<(String, u64, usize)>>>;
 
 /// Creates, writes, syncs and renames files, and removes older ones; says on its output what is done. Any error ends it with a failure.
+/// It makes at most 100 files a second, so that its length alone never fills a disk.
 ///
 /// It is a process of its own: a process that has files of a mount open cannot start a daemon while that mount waits for the daemon, for
 /// the new process closes its copies of the files first, and `close` waits.
 const WRITER: &str = r#"
-import os, sys
+import os, sys, time
 def synced(path):
     fd = os.open(path, os.O_RDONLY)
     os.fsync(fd)
@@ -42,6 +43,7 @@ while not os.path.exists(sys.argv[2]):
         print('forget', number - 1, 0, flush=True)
         os.unlink(f'w{number - 1}')
     number += 1
+    time.sleep(0.01)
 "#;
 
 /// What the writer writes into file `number`.

@@ -18,11 +18,12 @@ const CUTS: u64 = 20;
 struct Rig(PathBuf);
 
 impl Rig {
+    /// Both images are sparse and far larger than what the writer writes, however long the cuts take.
     fn new(directory: &Path) -> Self {
         sh(
             directory,
-            "truncate -s 6G host.img && mkfs.xfs -q -m reflink=1 host.img && mkdir host live cut && mount -o loop host.img host
-             truncate -s 1G host/disk.img && mkfs.ext4 -q -E lazy_itable_init=0,lazy_journal_init=0 host/disk.img && mount -o loop host/disk.img live",
+            "truncate -s 40G host.img && mkfs.xfs -q -m reflink=1 host.img && mkdir host live cut && mount -o loop host.img host
+             truncate -s 24G host/disk.img && mkfs.ext4 -q -N 400000 -E lazy_itable_init=0,lazy_journal_init=0 host/disk.img && mount -o loop host/disk.img live",
         );
         Self(directory.to_owned())
     }
