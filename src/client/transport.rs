@@ -384,7 +384,9 @@ impl Transport {
         if answer.content_length().is_some_and(|length| length > limit as u64) {
             return Err(Error::too_large(format!("the answer of {}", self.url)));
         }
-        let mut body = BytesMut::new();
+        // The length is the daemon's word, but not above the limit; without it, the body grows as it comes.
+        let length = answer.content_length().and_then(|length| usize::try_from(length).ok());
+        let mut body = BytesMut::with_capacity(length.unwrap_or(0));
         while let Some(piece) = answer.chunk().await.map_err(|error| self.failure(error))? {
             if body.len() + piece.len() > limit {
                 return Err(Error::too_large(format!("the answer of {}", self.url)));

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tandemfs::id::BlockId;
 use tandemfs::{Error, Result, block};
 
-use super::{BlockStore, Object, Room, cut};
+use super::{BlockStore, Object, Room, cut, direct};
 
 /// A node on a local directory. One process at a time has it open.
 #[derive(Clone, Debug)]
@@ -97,14 +97,11 @@ impl Inner {
             fs::remove_file(entry?.path())?;
         }
         sync_directory(directory)?;
-        // A run before this one may have ended between a change and its sync: what this one sees must last.
-        let mut fans = [false; 256];
-        for (first, fan) in fans.iter_mut().enumerate() {
+        for first in 0..=u8::MAX {
             let path = blocks.join(format!("{first:02x}"));
-            if path.is_dir() {
-                sync_directory(&path)?;
-                *fan = true;
-            }
+            make_directory(&path)?;
+            // A run before this one may have ended between a change and its sync: what this one sees must last.
+            sync_directory(&path)?;
         }
         sync_directory(&blocks)?;
         Ok(Self {
@@ -112,7 +109,7 @@ impl Inner {
             staging,
             _lock: lock,
             next_name: AtomicU64::new(0),
-            fans: Mutex::new(fans),
+            fans: Mutex::new([true; 256]),
             failed: AtomicBool::new(false),
             reserve,
         })
@@ -189,9 +186,7 @@ impl Inner {
     }
 
     fn stage(&self, temporary: &Path, object: &[u8]) -> Result<()> {
-        let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temporary);
-        let mut file = opened.map_err(|error| failure(error, temporary))?;
-        file.write_all(object).map_err(|error| failure(error, temporary))?;
+        let file = direct::write_new(temporary, object).map_err(|error| failure(error, temporary))?;
         match file.sync_data() {
             // Some file systems find out only now that they are full. The file is given up, nothing else is in doubt.
             Err(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {

@@ -2,6 +2,7 @@
 
 #[cfg(test)]
 mod contract;
+mod direct;
 pub mod disk;
 pub mod faulty;
 pub mod memory;

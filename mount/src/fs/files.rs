@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use tandemfs::id::Ino;
 use tandemfs::tree::{CHUNK_SIZE, Credentials, FILE_SIZE_MAX, Mutation};
 use tandemfs::{Error, Result};
@@ -63,7 +65,7 @@ impl Fs {
     ///
     /// # Errors
     /// `Stale` for a file that is gone, those of the daemon.
-    pub async fn read(&self, handle: u64, offset: u64, size: u32) -> Result<Vec<u8>> {
+    pub async fn read(&self, handle: u64, offset: u64, size: u32) -> Result<Bytes> {
         let file = self.files.get(handle)?;
         self.session.ready().await?;
         // The dirty pieces first: what becomes part of the file after this is then in what is read after this.
@@ -73,7 +75,7 @@ impl Fs {
         let length = self.inode(file.ino).await?.size.max(end);
         let range = offset..wanted.min(length);
         if range.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Bytes::new());
         }
         self.reader.read(file.ino, range, &dirty, &file.pattern).await
     }

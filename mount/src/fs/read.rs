@@ -94,7 +94,7 @@ impl Reader {
         range: Range<u64>,
         dirty: &[Piece],
         pattern: &Pattern,
-    ) -> Result<Vec<u8>> {
+    ) -> Result<Bytes> {
         let (sequential, ahead) = pattern.note(range.start, range.end);
         let result = match self.try_read(ino, range.clone(), dirty, sequential).await {
             Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -110,7 +110,7 @@ impl Reader {
         result
     }
 
-    async fn try_read(&self, ino: Ino, range: Range<u64>, dirty: &[Piece], whole: bool) -> Result<Vec<u8>> {
+    async fn try_read(&self, ino: Ino, range: Range<u64>, dirty: &[Piece], whole: bool) -> Result<Bytes> {
         let mut layers = Layers::new(range.start, range.end);
         for (number, chunk) in self.chunks(ino, chunks(&range)).await? {
             let base = number * CHUNK_SIZE;
@@ -135,7 +135,11 @@ impl Reader {
                 }
             }
         });
-        let loaded = try_join_all(loads).await?;
+        let mut loaded = try_join_all(loads).await?;
+        if let [Some(_)] = loaded[..] {
+            // The usual case: all of it lies in one block, and is not copied.
+            return Ok(loaded.pop().flatten().unwrap_or_default());
+        }
         let mut data = vec![0; (range.end - range.start) as usize];
         for (piece, bytes) in pieces.iter().zip(loaded) {
             if let Some(bytes) = bytes {
@@ -143,7 +147,7 @@ impl Reader {
                 data[at..at + bytes.len()].copy_from_slice(&bytes);
             }
         }
-        Ok(data)
+        Ok(Bytes::from(data))
     }
 
     /// The chunks of a file, from the cache or the daemon; holes are left out.
