@@ -8,3 +8,4 @@ pub mod background;
 pub mod client;
 pub mod fs;
 pub mod options;
+pub mod read_ahead;

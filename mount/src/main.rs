@@ -2,6 +2,7 @@
 
 use std::fs::{File, Metadata};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use tandem_mount::background;
 use tandem_mount::fs::remote::Remote;
 use tandem_mount::fs::{Fs, Options};
 use tandem_mount::options::{Asked, CommandLine, USAGE, parse};
+use tandem_mount::read_ahead;
 use tandemfs::client::{Client, is_refused, normal_url};
 use tandemfs::clock::SystemClock;
 use tandemfs::{Error, ErrorKind, Result, credentials};
@@ -161,7 +163,10 @@ fn serve(
     });
     let serving = std::thread::spawn(move || session.run());
     // The first call shows that the mount answers.
-    std::fs::metadata(directory).map_err(|error| format!("the mount does not answer: {error}"))?;
+    let root = std::fs::metadata(directory).map_err(|error| format!("the mount does not answer: {error}"))?;
+    if is_root && let Err(error) = read_ahead::raise(root.dev()) {
+        log::warn!("the kernel keeps its own read-ahead: {error}");
+    }
     if background::is_background() {
         background::detach(options.log.as_deref())
             .map_err(|error| format!("cannot go to the background: {error}"))?;

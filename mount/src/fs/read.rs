@@ -18,7 +18,7 @@ use super::session::Session;
 /// Chunk records that are asked for at once.
 const CHUNKS_AHEAD: u64 = 64;
 /// How far the offset of a sequential reader may be off: the kernel reads ahead with several requests at once.
-const SEQUENTIAL_SLACK: u64 = 2 << 20;
+const SEQUENTIAL_SLACK: u64 = CHUNK_SIZE;
 /// Chunks that are read ahead of a sequential reader.
 const READ_AHEAD: u64 = 2;
 
