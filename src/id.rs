@@ -3,13 +3,14 @@
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::str::FromStr;
+use utoipa::ToSchema;
 
 use crate::{Error, Result};
 
 macro_rules! number_ids {
     ($( $(#[$doc:meta])* $name:ident($number:ty); )*) => { $(
         $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
         #[serde(transparent)]
         pub struct $name(pub $number);
 
@@ -47,7 +48,8 @@ impl Ino {
 }
 
 /// A block's name: the keyed BLAKE3 hash of its bytes under the key of its volume.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, ToSchema)]
+#[schema(value_type = String, pattern = "^[0-9a-f]{64}$")]
 pub struct BlockId(pub [u8; 32]);
 
 impl BlockId {
@@ -58,7 +60,8 @@ impl BlockId {
 }
 
 /// The secret under which a volume's block ids are made, so that nobody outside of the volume can guess one.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, ToSchema)]
+#[schema(value_type = String, pattern = "^[0-9a-f]{64}$")]
 pub struct VolumeKey(pub [u8; 32]);
 
 impl fmt::Debug for VolumeKey {

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
+use utoipa::ToSchema;
 
 use crate::{Error, Result};
 
@@ -14,7 +15,8 @@ pub const PATH_MAX: usize = 4096;
 ///
 /// In JSON it is a string where it is UTF-8 and `{"base64": "…"}` where it is not; in the compact encoding it
 /// is its bytes.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, ToSchema)]
+#[schema(value_type = TextOrBytes)]
 pub struct Name(Box<[u8]>);
 
 impl Name {
@@ -60,17 +62,23 @@ impl fmt::Display for Name {
     }
 }
 
-#[derive(Serialize, Deserialize)]
+/// How bytes that are usually text stand in JSON.
+#[derive(Serialize, Deserialize, ToSchema)]
 #[serde(untagged)]
-enum JsonName {
+pub enum TextOrBytes {
+    /// UTF-8.
     Text(String),
-    Bytes { base64: String },
+    /// Anything else.
+    Bytes {
+        /// The bytes in Base64.
+        base64: String,
+    },
 }
 
 /// Serializes bytes as a JSON string where they are UTF-8, else as `{"base64": …}`; as bytes where the format
 /// is binary. For `#[serde(with = "tandemfs::name::text_or_bytes")]`.
 pub mod text_or_bytes {
-    use super::JsonName;
+    use super::TextOrBytes;
     use base64::Engine;
     use base64::engine::general_purpose::STANDARD;
     use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
@@ -84,7 +92,7 @@ pub mod text_or_bytes {
         }
         match std::str::from_utf8(bytes) {
             Ok(text) => serializer.serialize_str(text),
-            Err(_) => JsonName::Bytes { base64: STANDARD.encode(bytes) }.serialize(serializer),
+            Err(_) => TextOrBytes::Bytes { base64: STANDARD.encode(bytes) }.serialize(serializer),
         }
     }
 
@@ -94,9 +102,11 @@ pub mod text_or_bytes {
         if !deserializer.is_human_readable() {
             return serde_bytes::ByteBuf::deserialize(deserializer).map(|bytes| bytes.into_vec().into());
         }
-        match JsonName::deserialize(deserializer)? {
-            JsonName::Text(text) => Ok(text.into_bytes().into()),
-            JsonName::Bytes { base64 } => STANDARD.decode(base64).map(Into::into).map_err(D::Error::custom),
+        match TextOrBytes::deserialize(deserializer)? {
+            TextOrBytes::Text(text) => Ok(text.into_bytes().into()),
+            TextOrBytes::Bytes { base64 } => {
+                STANDARD.decode(base64).map(Into::into).map_err(D::Error::custom)
+            }
         }
     }
 }

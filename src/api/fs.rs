@@ -16,6 +16,7 @@
 //! Bodies are JSON or, by `Content-Type` and `Accept`, the compact encoding of [`crate::codec`].
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::id::{Ino, SessionId, VolumeId, VolumeKey};
 use crate::tree::{Key, Mutation, Record, Usage, Want};
@@ -35,7 +36,7 @@ pub const BLOCK_SIZE_MAX: usize = 4 << 20;
 pub const SESSION_SLOTS: u64 = 256;
 
 /// Opens a session on a volume.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct OpenSession {
     /// A shared volume's name; `None` is the caller's home volume.
     pub volume: Option<String>,
@@ -46,14 +47,14 @@ pub struct OpenSession {
 }
 
 /// Takes a session up again after the connection or the daemon was gone.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct ResumeSession {
     /// Inodes without links that the client still holds open.
     pub held: Vec<Ino>,
 }
 
 /// What a session is granted.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct SessionGrant {
     /// The session.
     pub session: SessionId,
@@ -75,7 +76,7 @@ pub struct SessionGrant {
 }
 
 /// Inode numbers that a session may give to what it creates: `first..first + count`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct InodeRange {
     /// The first number.
     pub first: Ino,
@@ -84,7 +85,7 @@ pub struct InodeRange {
 }
 
 /// A batch of mutations: commits as one, in order, once for its (session, sequence).
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Batch {
     /// From 1 on, in any order within [`SESSION_SLOTS`]. The same number with the same mutations is answered as before.
     pub sequence: u64,
@@ -96,7 +97,7 @@ pub struct Batch {
 }
 
 /// The answer to a batch that was committed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct BatchReply {
     /// The volume's version that the batch made.
     pub version: u64,
@@ -106,14 +107,14 @@ pub struct BatchReply {
 }
 
 /// Asks for records.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Read {
     /// Which ones.
     pub wants: Vec<Want>,
 }
 
 /// The answer to a read: the state of one moment.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ReadReply {
     /// The volume's version that was read.
     pub version: u64,
@@ -122,7 +123,7 @@ pub struct ReadReply {
 }
 
 /// The answer to one want.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Answer {
     /// The records; `None` says that there is none (for a single record and a look-up).
     pub records: Vec<(Key, Option<Record>)>,
@@ -131,7 +132,7 @@ pub struct Answer {
 }
 
 /// What the daemon tells a session.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case", tag = "event")]
 pub enum Event {
     /// Somebody else changed these records: drop them from every cache, then acknowledge `number`. The one who
@@ -161,7 +162,7 @@ pub enum Event {
 }
 
 /// Acknowledges events, and renews the lease.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct Ack {
     /// All events up to this one have been carried out.
     pub number: u64,

@@ -59,8 +59,10 @@ pub struct LoginUser {
 #[serde(deny_unknown_fields)]
 pub struct Register {
     /// 1 to 64 of `a-z 0-9 . _ -`, the first a letter or a digit.
+    #[schema(pattern = "^[a-z0-9][a-z0-9._-]{0,63}$")]
     pub username: String,
     /// 8 to 1024 bytes, not one of the most common ones.
+    #[schema(min_length = 8, max_length = 1024)]
     pub password: String,
     /// `user` if not given.
     #[serde(default)]

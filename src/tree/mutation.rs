@@ -2,14 +2,15 @@
 //! deterministic.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::clock::Time;
 use crate::id::{BlockId, Ino};
-use crate::name::Name;
+use crate::name::{Name, TextOrBytes};
 
 /// Who does it, as the client's kernel says. Decides about sticky directories and what is inherited or
 /// cleared; who may use the volume at all is decided by the daemon from the token, never from this.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Credentials {
     /// The caller's user number; 0 may do everything.
     pub uid: u32,
@@ -18,7 +19,7 @@ pub struct Credentials {
 }
 
 /// What a create makes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NewNode {
     /// An empty regular file.
@@ -26,6 +27,7 @@ pub enum NewNode {
     /// An empty directory.
     Directory,
     /// A symbolic link to a target of 1 to 4095 bytes without NUL.
+    #[schema(value_type = TextOrBytes)]
     Symlink(#[serde(with = "crate::name::text_or_bytes")] Vec<u8>),
     /// A named pipe.
     Fifo,
@@ -38,7 +40,7 @@ pub enum NewNode {
 }
 
 /// What a rename does when the new name is taken (renameat2(2)).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RenameMode {
     /// Replaces what is there.
@@ -50,7 +52,7 @@ pub enum RenameMode {
 }
 
 /// What a set-attribute changes; `None` leaves as it is.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SetAttributes {
     /// Permission bits, 0 to 0o7777.
     pub mode: Option<u32>,
@@ -67,7 +69,7 @@ pub struct SetAttributes {
 }
 
 /// What setxattr(2) does about a value that is or is not there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum XattrMode {
     /// Sets it either way.
@@ -79,7 +81,7 @@ pub enum XattrMode {
 }
 
 /// Data that was written: `length` bytes of a file from `offset` on are the bytes of `block` from `block_offset` on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct WrittenExtent {
     /// Where in the file, in bytes. Need not respect chunks.
     pub offset: u64,
@@ -92,7 +94,7 @@ pub struct WrittenExtent {
 }
 
 /// One change to a volume's tree.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Mutation {
     /// open(O_CREAT|O_EXCL), mkdir, mknod, symlink.
@@ -192,9 +194,11 @@ pub enum Mutation {
         ino: Ino,
         /// The attribute's full name, 1 to 255 bytes without NUL.
         #[serde(with = "crate::name::text_or_bytes")]
+        #[schema(value_type = TextOrBytes)]
         name: Vec<u8>,
         /// Its value.
         #[serde(with = "crate::name::text_or_bytes")]
+        #[schema(value_type = TextOrBytes)]
         value: Vec<u8>,
         /// What to do about one that is or is not there.
         mode: XattrMode,
@@ -207,6 +211,7 @@ pub enum Mutation {
         ino: Ino,
         /// The attribute's full name.
         #[serde(with = "crate::name::text_or_bytes")]
+        #[schema(value_type = TextOrBytes)]
         name: Vec<u8>,
         /// When.
         time: Time,

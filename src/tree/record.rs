@@ -4,10 +4,11 @@
 //! rules of this module's siblings work on them.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::clock::Time;
 use crate::id::{BlockId, Ino};
-use crate::name::Name;
+use crate::name::{Name, TextOrBytes};
 
 /// Files are mapped in chunks of this many bytes; an extent never crosses a chunk's border.
 pub const CHUNK_SIZE: u64 = 4 << 20;
@@ -23,7 +24,7 @@ pub const XATTR_SIZE_MAX: usize = 65_536;
 pub const XATTR_TOTAL_MAX: u64 = 1 << 20;
 
 /// What an inode is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// A regular file.
@@ -43,7 +44,7 @@ pub enum Kind {
 }
 
 /// An inode: one file, directory or other object of a volume.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Inode {
     /// Its number, never used twice in a volume.
     pub ino: Ino,
@@ -107,7 +108,7 @@ impl Inode {
 }
 
 /// A name in a directory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Entry {
     /// The inode that it leads to.
     pub ino: Ino,
@@ -116,7 +117,7 @@ pub struct Entry {
 }
 
 /// Part of a chunk that has data: `length` bytes at `start` in the chunk are the bytes at `offset` of `block`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Extent {
     /// Where in the chunk it begins, in bytes.
     pub start: u32,
@@ -136,13 +137,13 @@ impl Extent {
 }
 
 /// The extents of one chunk of a file, in order and without overlap. A chunk that is one hole has no record.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(transparent)]
 pub struct Chunk(pub Vec<Extent>);
 
 /// What a volume uses and may use. Changed by every mutation that takes or gives back space, so that quotas are
 /// exact at commit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Usage {
     /// Bytes of extents.
     pub bytes: u64,
@@ -155,7 +156,7 @@ pub struct Usage {
 }
 
 /// Names a record of a volume.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Key {
     /// [`Usage`].
@@ -175,18 +176,20 @@ pub enum Key {
 }
 
 /// A record of a volume's tree.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Record {
     /// Under [`Key::Usage`].
     Usage(Usage),
     /// Under [`Key::Inode`].
+    #[schema(value_type = Inode)]
     Inode(Box<Inode>),
     /// Under [`Key::Entry`].
     Entry(Entry),
     /// Under [`Key::Chunk`].
     Chunk(Chunk),
     /// Under [`Key::Xattr`].
+    #[schema(value_type = TextOrBytes)]
     Xattr(#[serde(with = "crate::name::text_or_bytes")] Vec<u8>),
     /// Under [`Key::Link`] and [`Key::Orphan`]: being there is all that it says.
     Present,
@@ -194,7 +197,7 @@ pub enum Record {
 
 /// A record to load, or a range of them. What a rule asks for when it misses something, what the mount asks
 /// the daemon for, and what the daemon reads from its engine.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Want {
     /// One record, or the knowledge that there is none.

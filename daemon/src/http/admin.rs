@@ -8,13 +8,12 @@ use tandemfs::api::admin::{
     Capacity, FailNode, Job, JobKind, JobList, JobState, Node, NodeList, Repaired, Session, SessionList,
     StartJob, System, Wait,
 };
-use tandemfs::api::problem::Problem as ProblemBody;
 use tandemfs::id::{JobId, NodeId};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::extract::OptionalJson;
-use super::{Admin, Json, Path, Peer, Problem, Query};
+use super::{Admin, Json, Path, Peer, Problem, Problems, Query};
 use crate::accounts::audit;
 use crate::daemon::App;
 
@@ -32,8 +31,7 @@ pub(super) fn routes() -> OpenApiRouter<App> {
 
 /// The configuration, counts of things, and running jobs.
 #[utoipa::path(get, path = "/admin/system", tag = "system",
-    responses((status = 200, body = System), (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
-        (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
+    responses((status = 200, body = System), Problems))]
 async fn system(State(app): State<App>, _admin: Admin) -> Result<Json<System>, Problem> {
     let mut totals = app.volumes.totals().await?;
     totals.users = app.accounts.count().await?;
@@ -53,8 +51,7 @@ async fn system(State(app): State<App>, _admin: Admin) -> Result<Json<System>, P
 
 /// The nodes.
 #[utoipa::path(get, path = "/admin/system/nodes", tag = "system",
-    responses((status = 200, body = NodeList), (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
-        (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
+    responses((status = 200, body = NodeList), Problems))]
 async fn nodes(State(app): State<App>, _admin: Admin) -> Result<Json<NodeList>, Problem> {
     Ok(Json(NodeList { nodes: app.replicator.nodes().await }))
 }
@@ -67,8 +64,7 @@ fn node_id(text: &str) -> Result<NodeId, Problem> {
 /// Treat a node as if it were gone; `wipe` and `corrupt` also harm its data.
 #[utoipa::path(post, path = "/admin/system/fail-node/{node_id}", tag = "system", params(("node_id" = String, Path,)),
     request_body = Option<FailNode>,
-    responses((status = 200, body = Node), (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
-        (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
+    responses((status = 200, body = Node), Problems))]
 async fn fail_node(
     State(app): State<App>,
     Admin(caller): Admin,
@@ -87,8 +83,7 @@ async fn fail_node(
 /// Bring a node back to what the records say that it holds.
 #[utoipa::path(post, path = "/admin/system/repair-node/{node_id}", tag = "system", params(("node_id" = String, Path,), Wait),
     responses((status = 200, body = Repaired), (status = 202, body = Job),
-        (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
-        (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
+        Problems))]
 async fn repair_node(
     State(app): State<App>,
     Admin(caller): Admin,
@@ -128,16 +123,14 @@ async fn repair_node(
 
 /// The newest jobs.
 #[utoipa::path(get, path = "/v1/jobs", tag = "jobs",
-    responses((status = 200, body = JobList), (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
-        (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
+    responses((status = 200, body = JobList), Problems))]
 async fn list_jobs(State(app): State<App>, _admin: Admin) -> Result<Json<JobList>, Problem> {
     Ok(Json(JobList { jobs: app.jobs.list() }))
 }
 
 /// Start a job.
 #[utoipa::path(post, path = "/v1/jobs", tag = "jobs", request_body = StartJob,
-    responses((status = 202, body = Job), (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
-        (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
+    responses((status = 202, body = Job), Problems))]
 async fn start_job(
     State(app): State<App>,
     Admin(caller): Admin,
@@ -163,8 +156,7 @@ fn job_id(text: &str) -> Result<JobId, Problem> {
 
 /// Look at a job.
 #[utoipa::path(get, path = "/v1/jobs/{job_id}", tag = "jobs", params(("job_id" = String, Path,)),
-    responses((status = 200, body = Job), (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
-        (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
+    responses((status = 200, body = Job), Problems))]
 async fn get_job(
     State(app): State<App>,
     _admin: Admin,
@@ -175,8 +167,7 @@ async fn get_job(
 
 /// End a job.
 #[utoipa::path(delete, path = "/v1/jobs/{job_id}", tag = "jobs", params(("job_id" = String, Path,)),
-    responses((status = 200, body = Job), (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
-        (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
+    responses((status = 200, body = Job), Problems))]
 async fn cancel_job(
     State(app): State<App>,
     Admin(caller): Admin,
@@ -190,8 +181,7 @@ async fn cancel_job(
 
 /// End a job: the same as `DELETE` of it.
 #[utoipa::path(post, path = "/v1/jobs/{job_id}/cancel", tag = "jobs", params(("job_id" = String, Path,)),
-    responses((status = 200, body = Job), (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
-        (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
+    responses((status = 200, body = Job), Problems))]
 async fn cancel_job_by_post(
     app: State<App>,
     admin: Admin,
@@ -203,8 +193,7 @@ async fn cancel_job_by_post(
 
 /// The sessions of mounts.
 #[utoipa::path(get, path = "/v1/sessions", tag = "system",
-    responses((status = 200, body = SessionList), (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
-        (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
+    responses((status = 200, body = SessionList), Problems))]
 async fn list_sessions(State(app): State<App>, _admin: Admin) -> Result<Json<SessionList>, Problem> {
     let mut sessions = Vec::new();
     for session in app.sessions.list() {

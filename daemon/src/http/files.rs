@@ -11,20 +11,31 @@ use axum::http::header::{
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use tandemfs::api::files::{File, FileDetail, FilePage, ListFiles, Storage};
-use tandemfs::api::problem::Problem as ProblemBody;
 use tandemfs::name::{Name, PATH_MAX, split_path};
 use tandemfs::{Error, Result};
+use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::disposition::attachment;
-use super::{Json, Path, Problem, Query};
+use super::{Json, Path, Problem, Problems, Query};
 use crate::accounts::Caller;
 use crate::daemon::App;
 use crate::volumes::files::{Preconditions, RangeAnswer, etag, range_of};
 
 /// What a multipart body has beside the file, at most.
 const OVERHEAD: u64 = 64 << 10;
+
+/// The parts of an upload.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "only its description is used")]
+struct UploadForm {
+    /// Where to put it in the home volume; directories are made. If not given, the root, under the file's own name.
+    path: Option<String>,
+    /// The content. No part may come after it.
+    #[schema(value_type = String, content_media_type = "application/octet-stream")]
+    file: Vec<u8>,
+}
 
 pub(super) fn routes() -> OpenApiRouter<App> {
     // The limit of an upload is that of its file, which is counted as it comes.
@@ -39,8 +50,8 @@ pub(super) fn routes() -> OpenApiRouter<App> {
 
 /// Upload a file: a multipart body with the part `file` and, before it, perhaps the part `path`.
 #[utoipa::path(post, path = "/upload", tag = "files",
-    responses((status = 201, body = File), (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
-        (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
+    request_body(content = UploadForm, content_type = "multipart/form-data"),
+    responses((status = 201, body = File), Problems))]
 async fn upload(
     State(app): State<App>,
     caller: Caller,
@@ -86,8 +97,7 @@ async fn upload(
 
 /// List files in the order of their paths.
 #[utoipa::path(get, path = "/files", tag = "files", params(ListFiles),
-    responses((status = 200, body = FilePage), (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
-        (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
+    responses((status = 200, body = FilePage), Problems))]
 async fn list(
     State(app): State<App>,
     caller: Caller,
@@ -108,8 +118,7 @@ async fn list(
 
 /// Show a file and where its blocks are.
 #[utoipa::path(get, path = "/files/{file_id}", tag = "files", params(("file_id" = String, Path,)),
-    responses((status = 200, body = FileDetail), (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
-        (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
+    responses((status = 200, body = FileDetail), Problems))]
 async fn stat(
     State(app): State<App>,
     caller: Caller,
@@ -120,8 +129,7 @@ async fn stat(
 
 /// Delete a file, with all its links.
 #[utoipa::path(delete, path = "/files/{file_id}", tag = "files", params(("file_id" = String, Path,)),
-    responses((status = 204), (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
-        (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
+    responses((status = 204), Problems))]
 async fn delete(
     State(app): State<App>,
     caller: Caller,
@@ -134,9 +142,10 @@ async fn delete(
 
 /// Download a file, or a range of it.
 #[utoipa::path(get, path = "/download/{file_id}", tag = "files", params(("file_id" = String, Path,)),
-    responses((status = 200, content_type = "application/octet-stream"), (status = 206), (status = 304), (status = 416),
-        (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
-        (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
+    responses(
+        (status = 200, body = Vec<u8>, content_type = "application/octet-stream", description = "The file"),
+        (status = 206, body = Vec<u8>, content_type = "application/octet-stream", description = "The range of it"),
+        (status = 304, description = "What `If-None-Match` names is still the file"), Problems))]
 async fn download(
     State(app): State<App>,
     caller: Caller,
@@ -183,8 +192,7 @@ async fn download(
 
 /// Show what the caller uses and may use.
 #[utoipa::path(get, path = "/storage", tag = "files",
-    responses((status = 200, body = Storage), (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
-        (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
+    responses((status = 200, body = Storage), Problems))]
 async fn storage(State(app): State<App>, caller: Caller) -> Result<Json<Storage>, Problem> {
     Ok(Json(app.volumes.storage(&caller).await?))
 }

@@ -6,13 +6,16 @@ use axum::http::header::{CONTENT_RANGE, CONTENT_TYPE, RANGE};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
-use tandemfs::api::fs::{Ack, BLOCK_SIZE_MAX, Batch, OpenSession, Read, ResumeSession};
+use tandemfs::api::fs::{
+    Ack, BLOCK_SIZE_MAX, Batch, BatchReply, Event, InodeRange, OpenSession, Read, ReadReply, ResumeSession,
+    SessionGrant,
+};
 use tandemfs::id::{BlockId, SessionId};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::wire::{Accepts, Wire};
-use super::{Path, Problem};
+use super::{Path, Problem, Problems};
 use crate::accounts::Caller;
 use crate::daemon::App;
 use crate::volumes::files::{RangeAnswer, range_of};
@@ -40,7 +43,9 @@ pub(super) fn routes() -> OpenApiRouter<App> {
 }
 
 /// Open a session on a volume.
-#[utoipa::path(post, path = "/fs/v1/sessions", tag = "mount", responses((status = 201), (status = "4XX"), (status = "5XX")))]
+#[utoipa::path(post, path = "/fs/v1/sessions", tag = "mount",
+    request_body(content((OpenSession = "application/json"), (OpenSession = "application/vnd.msgpack"))),
+    responses((status = 201, content((SessionGrant = "application/json"), (SessionGrant = "application/vnd.msgpack"))), Problems))]
 async fn open(
     State(app): State<App>,
     caller: Caller,
@@ -53,7 +58,8 @@ async fn open(
 
 /// Take a session up again.
 #[utoipa::path(post, path = "/fs/v1/sessions/{session}/resume", tag = "mount", params(("session" = u64, Path,)),
-    responses((status = 200), (status = "4XX"), (status = "5XX")))]
+    request_body(content((ResumeSession = "application/json"), (ResumeSession = "application/vnd.msgpack"))),
+    responses((status = 200, content((SessionGrant = "application/json"), (SessionGrant = "application/vnd.msgpack"))), Problems))]
 async fn resume(
     State(app): State<App>,
     caller: Caller,
@@ -66,7 +72,7 @@ async fn resume(
 
 /// End a session.
 #[utoipa::path(delete, path = "/fs/v1/sessions/{session}", tag = "mount", params(("session" = u64, Path,)),
-    responses((status = 204), (status = "4XX"), (status = "5XX")))]
+    responses((status = 204), Problems))]
 async fn close(
     State(app): State<App>,
     caller: Caller,
@@ -78,7 +84,7 @@ async fn close(
 
 /// Follow what others change: one JSON document a line.
 #[utoipa::path(get, path = "/fs/v1/sessions/{session}/events", tag = "mount", params(("session" = u64, Path,)),
-    responses((status = 200, content_type = "application/x-ndjson"), (status = "4XX"), (status = "5XX")))]
+    responses((status = 200, body = Event, content_type = "application/x-ndjson"), Problems))]
 async fn events(
     State(app): State<App>,
     caller: Caller,
@@ -98,7 +104,8 @@ async fn events(
 
 /// Acknowledge events.
 #[utoipa::path(post, path = "/fs/v1/sessions/{session}/acks", tag = "mount", params(("session" = u64, Path,)),
-    responses((status = 204), (status = "4XX"), (status = "5XX")))]
+    request_body(content((Ack = "application/json"), (Ack = "application/vnd.msgpack"))),
+    responses((status = 204), Problems))]
 async fn acknowledge(
     State(app): State<App>,
     caller: Caller,
@@ -111,7 +118,8 @@ async fn acknowledge(
 
 /// Commit a batch of mutations.
 #[utoipa::path(post, path = "/fs/v1/sessions/{session}/batches", tag = "mount", params(("session" = u64, Path,)),
-    responses((status = 200), (status = "4XX"), (status = "5XX")))]
+    request_body(content((Batch = "application/json"), (Batch = "application/vnd.msgpack"))),
+    responses((status = 200, content((BatchReply = "application/json"), (BatchReply = "application/vnd.msgpack"))), Problems))]
 async fn batch(
     State(app): State<App>,
     caller: Caller,
@@ -124,7 +132,8 @@ async fn batch(
 
 /// Read records.
 #[utoipa::path(post, path = "/fs/v1/sessions/{session}/reads", tag = "mount", params(("session" = u64, Path,)),
-    responses((status = 200), (status = "4XX"), (status = "5XX")))]
+    request_body(content((Read = "application/json"), (Read = "application/vnd.msgpack"))),
+    responses((status = 200, content((ReadReply = "application/json"), (ReadReply = "application/vnd.msgpack"))), Problems))]
 async fn read(
     State(app): State<App>,
     caller: Caller,
@@ -137,7 +146,7 @@ async fn read(
 
 /// Get inode numbers.
 #[utoipa::path(post, path = "/fs/v1/sessions/{session}/inodes", tag = "mount", params(("session" = u64, Path,)),
-    responses((status = 200), (status = "4XX"), (status = "5XX")))]
+    responses((status = 200, content((InodeRange = "application/json"), (InodeRange = "application/vnd.msgpack"))), Problems))]
 async fn inodes(
     State(app): State<App>,
     caller: Caller,
@@ -148,10 +157,9 @@ async fn inodes(
 }
 
 /// Store a block.
-#[utoipa::path(put, path = "/fs/v1/sessions/{session}/blocks/{block}", tag = "mount",
-    params(("session" = u64, Path,), ("block" = String, Path,)),
+#[utoipa::path(put, path = "/fs/v1/sessions/{session}/blocks/{block}", tag = "mount", params(("session" = u64, Path,), ("block" = String, Path, description = "64 hexadecimal digits")),
     request_body(content = Vec<u8>, content_type = "application/octet-stream"),
-    responses((status = 204), (status = "4XX"), (status = "5XX")))]
+    responses((status = 204), Problems))]
 async fn put_block(
     State(app): State<App>,
     caller: Caller,
@@ -164,9 +172,10 @@ async fn put_block(
 }
 
 /// Read a block.
-#[utoipa::path(get, path = "/fs/v1/sessions/{session}/blocks/{block}", tag = "mount",
-    params(("session" = u64, Path,), ("block" = String, Path,)),
-    responses((status = 200), (status = 206), (status = "4XX"), (status = "5XX")))]
+#[utoipa::path(get, path = "/fs/v1/sessions/{session}/blocks/{block}", tag = "mount", params(("session" = u64, Path,), ("block" = String, Path, description = "64 hexadecimal digits")),
+    responses(
+        (status = 200, body = Vec<u8>, content_type = "application/octet-stream", description = "The block"),
+        (status = 206, body = Vec<u8>, content_type = "application/octet-stream", description = "The range of it"), Problems))]
 async fn get_block(
     State(app): State<App>,
     caller: Caller,

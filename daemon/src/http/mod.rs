@@ -19,6 +19,7 @@ mod wire;
 pub use auth::{Admin, Peer};
 pub use extract::{Json, Path, Query};
 pub use problem::Problem;
+use problem::Problems;
 pub use server::{Serving, serve};
 
 use std::sync::Arc;

@@ -5,6 +5,7 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use tandemfs::api::problem::{self, MEDIA_TYPE};
 use tandemfs::{Error, ErrorKind};
+use utoipa::IntoResponses;
 
 tokio::task_local! {
     /// The id of the request that the task works on, for its problem bodies and log lines.
@@ -24,6 +25,18 @@ impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         Self(error)
     }
+}
+
+/// What every operation may answer beside what it says itself.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only its description is used")]
+pub(super) enum Problems {
+    /// The request is refused; `code` says why.
+    #[response(status = "4XX", content_type = "application/problem+json")]
+    Refused(problem::Problem),
+    /// The daemon cannot do it, now or at all; `code` says why.
+    #[response(status = "5XX", content_type = "application/problem+json")]
+    Failed(problem::Problem),
 }
 
 impl IntoResponse for Problem {

@@ -2,12 +2,11 @@
 
 use axum::extract::State;
 use tandemfs::api::files::{Health, Status};
-use tandemfs::api::problem::Problem as ProblemBody;
 use tandemfs::api::users::Role;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{Json, Problem};
+use super::{Json, Problem, Problems};
 use crate::accounts::Caller;
 use crate::daemon::App;
 
@@ -17,8 +16,7 @@ pub(super) fn routes() -> OpenApiRouter<App> {
 
 /// Whether every block has all its copies.
 #[utoipa::path(get, path = "/status", tag = "system",
-    responses((status = 200, body = Status), (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
-        (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
+    responses((status = 200, body = Status), Problems))]
 async fn status(State(app): State<App>, caller: Caller) -> Result<Json<Status>, Problem> {
     let warnings = match caller.role {
         Role::Admin => app.warnings().await?,

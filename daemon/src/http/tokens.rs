@@ -4,13 +4,12 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use tandemfs::Error;
-use tandemfs::api::problem::Problem as ProblemBody;
 use tandemfs::api::users::{CreatedToken, NewToken, Role, TokenList};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::auth::Peer;
-use super::{Json, OfUser, Path, Problem, Query};
+use super::{Json, OfUser, Path, Problem, Problems, Query};
 use crate::accounts::Caller;
 use crate::daemon::App;
 
@@ -32,8 +31,7 @@ impl OfUser {
 
 /// List tokens, without their secrets.
 #[utoipa::path(get, path = "/v1/tokens", tag = "tokens", params(OfUser),
-    responses((status = 200, body = TokenList), (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
-        (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
+    responses((status = 200, body = TokenList), Problems))]
 async fn list_tokens(
     State(app): State<App>,
     caller: Caller,
@@ -45,8 +43,7 @@ async fn list_tokens(
 
 /// Make a token for the caller. Its secret is shown this once.
 #[utoipa::path(post, path = "/v1/tokens", tag = "tokens", request_body = NewToken,
-    responses((status = 201, body = CreatedToken), (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
-        (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
+    responses((status = 201, body = CreatedToken), Problems))]
 async fn create_token(
     State(app): State<App>,
     caller: Caller,
@@ -59,8 +56,7 @@ async fn create_token(
 
 /// Revoke a token.
 #[utoipa::path(delete, path = "/v1/tokens/{token_id}", tag = "tokens", params(("token_id" = String, Path,), OfUser),
-    responses((status = 204), (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
-        (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
+    responses((status = 204), Problems))]
 async fn revoke_token(
     State(app): State<App>,
     caller: Caller,

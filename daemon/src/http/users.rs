@@ -4,7 +4,6 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::LOCATION;
 use axum::response::IntoResponse;
-use tandemfs::api::problem::Problem as ProblemBody;
 use tandemfs::api::users::{
     ChangePassword, ChangeUser, Login, LoginReply, LoginUser, Register, User, UserPage,
 };
@@ -12,7 +11,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::auth::{Peer, Secret};
-use super::{Admin, Json, Page, Path, Problem, Query};
+use super::{Admin, Json, Page, Path, Problem, Problems, Query};
 use crate::accounts::{Caller, NewUser};
 use crate::daemon::App;
 
@@ -29,8 +28,7 @@ pub(super) fn routes() -> OpenApiRouter<App> {
 
 /// Log in.
 #[utoipa::path(post, path = "/login", tag = "accounts", security(()), request_body = Login,
-    responses((status = 200, body = LoginReply), (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
-        (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
+    responses((status = 200, body = LoginReply), Problems))]
 async fn login(
     State(app): State<App>,
     Peer(from): Peer,
@@ -47,8 +45,7 @@ async fn login(
 
 /// End the token that the request carries.
 #[utoipa::path(post, path = "/v1/logout", tag = "accounts",
-    responses((status = 204), (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
-        (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
+    responses((status = 204), Problems))]
 async fn logout(
     State(app): State<App>,
     caller: Caller,
@@ -61,8 +58,7 @@ async fn logout(
 
 /// Make a user.
 #[utoipa::path(post, path = "/register", tag = "accounts", request_body = Register,
-    responses((status = 201, body = User), (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
-        (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
+    responses((status = 201, body = User), Problems))]
 async fn register(
     State(app): State<App>,
     Admin(caller): Admin,
@@ -82,8 +78,7 @@ async fn register(
 
 /// List users by name.
 #[utoipa::path(get, path = "/v1/users", tag = "accounts", params(Page),
-    responses((status = 200, body = UserPage), (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
-        (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
+    responses((status = 200, body = UserPage), Problems))]
 async fn list_users(
     State(app): State<App>,
     _admin: Admin,
@@ -101,8 +96,7 @@ async fn list_users(
 
 /// Look at a user.
 #[utoipa::path(get, path = "/v1/users/{name}", tag = "accounts", params(("name" = String, Path,)),
-    responses((status = 200, body = User), (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
-        (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
+    responses((status = 200, body = User), Problems))]
 async fn get_user(
     State(app): State<App>,
     _admin: Admin,
@@ -113,8 +107,7 @@ async fn get_user(
 
 /// Change a user: role, quota, password, disabled or not.
 #[utoipa::path(patch, path = "/v1/users/{name}", tag = "accounts", params(("name" = String, Path,)), request_body = ChangeUser,
-    responses((status = 200, body = User), (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
-        (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
+    responses((status = 200, body = User), Problems))]
 async fn change_user(
     State(app): State<App>,
     Admin(caller): Admin,
@@ -127,8 +120,7 @@ async fn change_user(
 
 /// Remove a user, with all files.
 #[utoipa::path(delete, path = "/v1/users/{name}", tag = "accounts", params(("name" = String, Path,)),
-    responses((status = 204), (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
-        (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
+    responses((status = 204), Problems))]
 async fn delete_user(
     State(app): State<App>,
     Admin(caller): Admin,
@@ -141,16 +133,14 @@ async fn delete_user(
 
 /// Who am I?
 #[utoipa::path(get, path = "/v1/me", tag = "accounts",
-    responses((status = 200, body = User), (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
-        (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
+    responses((status = 200, body = User), Problems))]
 async fn me(State(app): State<App>, caller: Caller) -> Result<Json<User>, Problem> {
     Ok(Json(app.accounts.user(&caller.username).await?))
 }
 
 /// Change the own password. Ends all tokens of the caller.
 #[utoipa::path(post, path = "/v1/me/password", tag = "accounts", request_body = ChangePassword,
-    responses((status = 204), (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
-        (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
+    responses((status = 204), Problems))]
 async fn change_password(
     State(app): State<App>,
     caller: Caller,
