@@ -8,8 +8,8 @@ mod upload;
 use futures::StreamExt;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
-use tandemfs::api::files::{File, FileBlock, FileDetail, Storage};
-use tandemfs::id::{FileId, Ino, VolumeId};
+use tandemfs::api::files::{File, FileBlock, FileDetail, NodeState, Replica, Storage};
+use tandemfs::id::{BlockId, FileId, Ino, VolumeId};
 use tandemfs::name::{Name, join_path};
 use tandemfs::tree::{self, Chunk, Credentials, Inode, Key, Mutation, Outcome, Record, Want, WorkingSet};
 use tandemfs::{Error, Result};
@@ -27,6 +27,8 @@ use crate::accounts::Caller;
 const BLOCKS_MAX: usize = 10_000;
 /// Files up to this many bytes are hashed when somebody asks for the hash.
 const HASH_MAX: u64 = 64 << 20;
+/// Blocks whose records are read at once.
+const BLOCKS_PAGE: usize = 1000;
 /// Chunks that are read at once.
 const CHUNKS_PAGE: usize = 64;
 
@@ -50,7 +52,8 @@ impl Volumes {
         while let Some(from) = next {
             let (chunks, after) = volume.some_chunks(ino, from).await?;
             for (number, chunk) in chunks {
-                for (extent, replicas) in self.places(&volume, &chunk).await? {
+                let places = volume.places(&blocks_of(&chunk)).await?;
+                for (extent, replicas) in chunk.0.iter().zip(places) {
                     least = least.min(healthy(&replicas));
                     if blocks.len() == BLOCKS_MAX {
                         truncated = true;
@@ -119,25 +122,10 @@ impl Volumes {
         Ok((self.volume(caller.home).await?, id.ino))
     }
 
-    /// The extents of a chunk with the places of their blocks.
-    async fn places(
-        &self,
-        volume: &Volume,
-        chunk: &Chunk,
-    ) -> Result<Vec<(tree::Extent, Vec<tandemfs::api::files::Replica>)>> {
-        let ids: Vec<_> = chunk.0.iter().map(|extent| extent.block).collect();
-        let records = self.shared.replicator.blocks(volume.id, &ids).await?;
-        let replicas = records.into_iter().map(|record| match record {
-            Some(record) => self.shared.replicator.replicas_of(&record),
-            None => Vec::new(),
-        });
-        Ok(chunk.0.iter().copied().zip(replicas).collect())
-    }
-
     /// The least number of copies on healthy nodes that any block of a file has.
     async fn least_replicas(&self, volume: &Volume, inode: &Inode) -> Result<u32> {
-        let mut least = self.settings.replicas;
         let counts = self.shared.replicator.counts();
+        let mut least = self.settings.replicas;
         if inode.allocated == 0 || (counts.under_replicated == 0 && counts.lost == 0) {
             return Ok(least);
         }
@@ -145,9 +133,7 @@ impl Volumes {
         while let Some(from) = next {
             let (chunks, after) = volume.some_chunks(inode.ino, from).await?;
             for (_, chunk) in chunks {
-                for (_, replicas) in self.places(volume, &chunk).await? {
-                    least = least.min(healthy(&replicas));
-                }
+                least = volume.least_copies(&blocks_of(&chunk), least).await?;
             }
             next = after;
         }
@@ -187,6 +173,27 @@ impl Volume {
         self.query(|set| tree::path_of(set, ino)).await
     }
 
+    /// Where the copies of some blocks are.
+    async fn places(&self, blocks: &[BlockId]) -> Result<Vec<Vec<Replica>>> {
+        let replicator = &self.shared.replicator;
+        let records = replicator.blocks(self.id, blocks).await?;
+        let places = records.into_iter().map(|record| match record {
+            Some(record) => replicator.replicas_of(&record),
+            None => Vec::new(),
+        });
+        Ok(places.collect())
+    }
+
+    /// The least number of copies on healthy nodes that any of some blocks has, and at most `wanted`.
+    async fn least_copies(&self, blocks: &[BlockId], wanted: u32) -> Result<u32> {
+        let mut least = wanted;
+        for some in blocks.chunks(BLOCKS_PAGE) {
+            let places = self.places(some).await?;
+            least = places.iter().map(|replicas| healthy(replicas)).fold(least, u32::min);
+        }
+        Ok(least)
+    }
+
     /// Some of a file's chunks from one on, and where to go on.
     async fn some_chunks(&self, ino: Ino, from: u64) -> Result<(Vec<(u64, Chunk)>, Option<u64>)> {
         let answer = self.read(&[Want::Chunks { ino, from, to: u64::MAX }]).await?.answers.pop();
@@ -218,8 +225,12 @@ fn no_such_file() -> Error {
     Error::not_found("file")
 }
 
-fn healthy(replicas: &[tandemfs::api::files::Replica]) -> u32 {
-    let healthy = replicas.iter().filter(|replica| replica.state == tandemfs::api::files::NodeState::Healthy);
+fn blocks_of(chunk: &Chunk) -> Vec<BlockId> {
+    chunk.0.iter().map(|extent| extent.block).collect()
+}
+
+fn healthy(replicas: &[Replica]) -> u32 {
+    let healthy = replicas.iter().filter(|replica| replica.state == NodeState::Healthy);
     u32::try_from(healthy.count()).unwrap_or(u32::MAX)
 }
 

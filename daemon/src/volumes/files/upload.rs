@@ -36,6 +36,7 @@ pub struct Upload {
     room: u64,
     storing: VecDeque<JoinHandle<Result<()>>>,
     limit: Arc<Semaphore>,
+    /// Copies of each block that are wanted.
     replicas: u32,
 }
 
@@ -150,13 +151,15 @@ impl Upload {
             mutations.push(Mutation::SetDigest { ino, content, sha256: sha256.clone() });
             Ok(mutations)
         });
+        let blocks = extents.iter().map(|extent| extent.block);
+        let replicas = volume.least_copies(&blocks.collect::<Vec<_>>(), self.replicas).await?;
         let reply = volume.commit(change).await?;
         let made = reply.records.into_iter().find_map(|(_, record)| match record {
             Some(tandemfs::tree::Record::Inode(inode)) if inode.ino == ino => Some(*inode),
             _ => None,
         });
         let inode = made.ok_or_else(|| Error::internal("an upload made no file"))?;
-        Ok(file(volume.id, &inode, &self.path, self.replicas))
+        Ok(file(volume.id, &inode, &self.path, replicas))
     }
 
     /// Begins to store what is in the buffer.
