@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::net::TcpListener;
 use std::process::ExitCode;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tandemd::daemon::{Daemon, Parts};
 use tandemd::http;
 use tandemd::options::{self, Options};
@@ -15,6 +16,9 @@ fn main() -> ExitCode {
     let matches = options::command().get_matches();
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
     std::panic::set_hook(Box::new(|panic| log::error!("{panic}")));
+    // Connections and blocks take file descriptors: as many as the machine allows.
+    let descriptors = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: descriptors.maximum, ..descriptors });
     // Nothing that the daemon makes is for other users of the machine.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let environment: BTreeMap<_, _> =

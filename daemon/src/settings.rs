@@ -52,11 +52,13 @@ pub struct Settings {
     pub metadata_cache_bytes: u64,
     /// Requests that are worked on at once.
     pub max_requests: usize,
-    /// Connections at once.
+    /// Connections at once; never more than half of the file descriptors that the process may have.
     pub max_connections: usize,
+    /// Connections at once from one IPv4 address or one IPv6 network of 64 bits.
+    pub max_connections_per_address: usize,
     /// Seconds within which a request's headers must have come.
     pub header_timeout_s: u64,
-    /// Seconds without a byte after which a body or an answer is given up.
+    /// Seconds within which a body's next 16 KiB or its end must have come, and the next bytes of an answer be taken.
     pub idle_timeout_s: u64,
     /// Password hashes that are computed at once.
     pub max_logins: usize,
@@ -97,6 +99,7 @@ impl Default for Settings {
             metadata_cache_bytes: 64 << 20,
             max_requests: 2_048,
             max_connections: 8_192,
+            max_connections_per_address: 4_096,
             header_timeout_s: 10,
             idle_timeout_s: 60,
             max_logins: 2,
@@ -123,6 +126,7 @@ impl Settings {
             (!(1..=64).contains(&self.max_logins), "max_logins: 1 to 64"),
             (self.max_requests < 1, "max_requests: at least 1"),
             (self.max_connections < 1, "max_connections: at least 1"),
+            (self.max_connections_per_address < 1, "max_connections_per_address: at least 1"),
             (self.header_timeout_s < 1, "header_timeout_s: at least 1"),
             (self.idle_timeout_s < 1, "idle_timeout_s: at least 1"),
             (self.lease_ms < 1000, "lease_ms: at least 1000"),

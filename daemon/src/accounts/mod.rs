@@ -13,6 +13,7 @@ mod users;
 
 pub use login::Login;
 pub use record::Account;
+pub(crate) use throttle::network;
 pub use users::{Change, NewUser};
 
 use std::collections::BTreeMap;

@@ -50,7 +50,7 @@ pub(super) struct Try<'a> {
 }
 
 /// One name for all addresses that one party usually has: an IPv6 network of 64 bits, or an IPv4 address.
-fn network(address: IpAddr) -> IpAddr {
+pub(crate) fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => {
             let [a, b, c, d, ..] = v6.segments();

@@ -10,7 +10,8 @@ use std::time::Duration;
 use axum::body::{Body, BodyDataStream, Bytes};
 use axum::extract::{Request, State};
 use axum::http::header::{self, HeaderName};
-use axum::http::{HeaderMap, HeaderValue, Method};
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, HeaderValue, Method, Version};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use futures::{FutureExt as _, Stream, StreamExt as _};
@@ -80,6 +81,10 @@ fn request_id(headers: &HeaderMap) -> String {
 }
 
 async fn answer(limits: &Limits, request: Request, next: Next) -> Response {
+    if let Err(error) = check_framing(&request) {
+        // Where this request ends is not sure.
+        return ([(header::CONNECTION, "close")], Problem(error)).into_response();
+    }
     if let Err(error) = check(&request) {
         return Problem(error).into_response();
     }
@@ -121,6 +126,27 @@ async fn answer(limits: &Limits, request: Request, next: Next) -> Response {
         return Problem(Error::timed_out("the body came too slowly")).into_response();
     }
     if head { response } else { as_problem(response).await }
+}
+
+/// Refuses what another program on the way could understand differently (RFC 9112, sections 3.2 and 6.1). The rest of that,
+/// such as two different lengths, hyper refuses by itself.
+fn check_framing(request: &Request) -> Result<()> {
+    if request.version() != Version::HTTP_11 {
+        return Ok(());
+    }
+    let headers = request.headers();
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let host = hosts.next().ok_or_else(|| Error::invalid("no Host"))?;
+    if hosts.next().is_some() || !(host.is_empty() || Authority::try_from(host.as_bytes()).is_ok()) {
+        return Err(Error::invalid("Host"));
+    }
+    let mut encodings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let chunked =
+        encodings.next().is_none_or(|encoding| encoding.as_bytes().eq_ignore_ascii_case(b"chunked"));
+    if !chunked || encodings.next().is_some() {
+        return Err(Error::invalid("Transfer-Encoding: only chunked is known"));
+    }
+    Ok(())
 }
 
 /// What is refused before any handler looks at it.

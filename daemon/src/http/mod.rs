@@ -6,6 +6,7 @@ mod disposition;
 mod extract;
 mod files;
 mod fs;
+mod gate;
 mod health;
 mod limits;
 mod openapi;
@@ -79,5 +80,7 @@ pub fn router(app: App) -> Router {
         .with_state(app)
 }
 
+#[cfg(test)]
+mod server_tests;
 #[cfg(test)]
 mod tests;

@@ -1,24 +1,16 @@
-//! Connections: listening, TLS, limits per connection, and stopping.
+//! Serving: listening, TLS, the protocol's limits, and stopping.
 
-use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::MetadataExt as _;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum_server::Handle;
-use axum_server::accept::Accept;
 use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 use tandemfs::{Error, Result};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
-use tokio::time::Sleep;
 
+use super::gate::Gate;
 use crate::daemon::App;
 use crate::settings::Settings;
 
@@ -102,10 +94,7 @@ pub async fn serve(app: App, listener: TcpListener) -> Result<Serving> {
     let address = listener.local_addr()?;
     let settings = app.settings.clone();
     let handle = Handle::new();
-    let gate = Gate {
-        places: Arc::new(Semaphore::new(settings.max_connections.min(Semaphore::MAX_PERMITS))),
-        stall: Duration::from_secs(settings.idle_timeout_s),
-    };
+    let gate = Gate::new(&settings);
     let make_service = super::router(app).into_make_service_with_connect_info::<SocketAddr>();
     let mut server = axum_server::from_tcp(listener)?.handle(handle.clone()).acceptor(gate.clone());
     let header_timeout = Duration::from_secs(settings.header_timeout_s);
@@ -147,89 +136,4 @@ async fn tls(settings: &Settings) -> Result<Option<RustlsConfig>> {
         .await
         .map_err(|error| Error::invalid(format!("{}, {}: {error}", cert.display(), key.display())))?;
     Ok(Some(config))
-}
-
-/// Lets only so many connections in, and sets them up.
-#[derive(Clone, Debug)]
-struct Gate {
-    places: Arc<Semaphore>,
-    stall: Duration,
-}
-
-impl<S: Send + 'static> Accept<TcpStream, S> for Gate {
-    type Stream = Connection;
-    type Service = S;
-    type Future = std::future::Ready<io::Result<(Connection, S)>>;
-
-    fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
-        let enter = || {
-            let place = Arc::clone(&self.places).try_acquire_owned().map_err(io::Error::other)?;
-            stream.set_nodelay(true)?;
-            Ok(place)
-        };
-        std::future::ready(
-            enter().map(|place| {
-                (Connection { stream, stall: self.stall, stalled: None, _place: place }, service)
-            }),
-        )
-    }
-}
-
-/// A connection that ends when the other side takes nothing of an answer for too long.
-struct Connection {
-    stream: TcpStream,
-    stall: Duration,
-    stalled: Option<Pin<Box<Sleep>>>,
-    _place: OwnedSemaphorePermit,
-}
-
-impl Connection {
-    fn bounded<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if written.is_ready() {
-            self.stalled = None;
-            return written;
-        }
-        let stall = self.stall;
-        let timer = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(stall)));
-        ready!(timer.as_mut().poll(cx));
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.bounded(cx, written)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffers: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, buffers);
-        self.bounded(cx, written)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
 }

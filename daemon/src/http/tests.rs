@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
-use axum::http::{HeaderMap, Method, Request, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
 use serde_json::{Value, json};
 use tandemfs::api::problem::Problem;
 use tandemfs::clock::SystemClock;
@@ -21,8 +21,8 @@ use crate::settings::Settings;
 
 const PASSWORD: &str = "a good long password";
 
-struct Server {
-    app: App,
+pub(super) struct Server {
+    pub(super) app: App,
     router: Router,
     _directory: tempfile::TempDir,
 }
@@ -55,7 +55,7 @@ impl Server {
         Self::start_with(|_| {}).await
     }
 
-    async fn start_with(change: impl FnOnce(&mut Settings)) -> Self {
+    pub(super) async fn start_with(change: impl FnOnce(&mut Settings)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let mut settings = Settings { data: directory.path().to_owned(), ..Settings::default() };
         change(&mut settings);
@@ -81,6 +81,7 @@ impl Server {
     async fn send(&self, mut request: Request<Body>) -> Answer {
         let peer: SocketAddr = "127.0.0.1:1".parse().unwrap();
         request.extensions_mut().entry_or(ConnectInfo(peer));
+        request.headers_mut().entry("host").or_insert(HeaderValue::from_static("localhost"));
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (parts, body) = response.into_parts();
         let body = axum::body::to_bytes(body, 1 << 24).await.unwrap().to_vec();
@@ -105,11 +106,24 @@ impl Server {
         self.send(request.body(body).unwrap()).await
     }
 
-    async fn login(&self, username: &str, password: &str) -> String {
+    pub(super) async fn login(&self, username: &str, password: &str) -> String {
         let body = json!({"username": username, "password": password});
         let answer = self.call(Method::POST, "/login", "", Some(body)).await;
         assert_eq!(answer.status, 200, "{}", answer.json());
         answer.json()["token"].as_str().unwrap().to_owned()
+    }
+
+    /// Uploads so many bytes; returns the file.
+    pub(super) async fn upload(&self, token: &str, name: &str, size: usize) -> Value {
+        let head =
+            format!("--b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"{name}\"\r\n\r\n");
+        let body = [head.as_bytes(), &vec![b'x'; size], b"\r\n--b--\r\n"].concat();
+        let request = Request::post("/upload")
+            .header("authorization", format!("Bearer {token}"))
+            .header("content-type", "multipart/form-data; boundary=b");
+        let answer = self.send(request.body(Body::from(body)).unwrap()).await;
+        assert_eq!(answer.status, 201, "{}", answer.json());
+        answer.json()
     }
 
     /// The admin's token and that of a new plain user.
@@ -448,6 +462,21 @@ async fn admins_see_the_warning_and_the_system_and_others_do_not() {
 }
 
 #[tokio::test]
+async fn an_upload_says_how_many_copies_there_are() {
+    let server = Server::start().await;
+    let (admin, alice) = server.users().await;
+    for (node, copies) in [(1, 2), (2, 1)] {
+        let path = format!("/admin/system/fail-node/{node}");
+        assert_eq!(server.call(Method::POST, &path, &admin, None).await.status, 200);
+        let file = server.upload(&alice, &format!("after-{node}"), 5 << 20).await;
+        assert_eq!(file["replicas"], copies, "{file}");
+        let path = format!("/files/{}", file["file_id"].as_str().unwrap());
+        assert_eq!(server.call(Method::GET, &path, &alice, None).await.json()["replicas"], copies);
+    }
+    assert_eq!(server.upload(&alice, "empty", 0).await["replicas"], 2, "nothing lacks a copy");
+}
+
+#[tokio::test]
 async fn health_needs_no_login_and_readiness_needs_nodes() {
     let server = Server::start_with(|settings| settings.min_replicas = 2).await;
     let (admin, _) = server.users().await;
@@ -485,8 +514,9 @@ async fn panics_slow_bodies_and_crowds_get_answers() {
         )
         .route("/healthz", get(|| async {}))
         .layer(middleware::from_fn_with_state(limits, limits::apply));
-    let send = |request: Request<Body>| {
+    let send = |mut request: Request<Body>| {
         let router = router.clone();
+        request.headers_mut().insert("host", HeaderValue::from_static("localhost"));
         async move {
             let (parts, body) = router.oneshot(request).await.unwrap().into_parts();
             let body = axum::body::to_bytes(body, 1 << 20).await.unwrap().to_vec();

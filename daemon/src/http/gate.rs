@@ -1,0 +1,162 @@
+//! The gate: how many connections there may be, in all and from one place, and for how long one may stand still.
+
+use std::collections::HashMap;
+use std::future::{Future, Ready, ready};
+use std::io;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum_server::accept::Accept;
+use rustix::process::{Resource, getrlimit};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::Sleep;
+
+use crate::accounts::network;
+use crate::settings::Settings;
+
+/// Lets only so many connections in, and sets them up.
+#[derive(Clone, Debug)]
+pub(super) struct Gate {
+    taken: Arc<Mutex<Taken>>,
+    max: usize,
+    max_per_address: usize,
+    stall: Duration,
+}
+
+/// Connections by where they come from.
+#[derive(Debug, Default)]
+struct Taken {
+    all: usize,
+    by_network: HashMap<IpAddr, usize>,
+}
+
+/// A connection's place. Dropping it frees the place.
+#[derive(Debug)]
+struct Place {
+    taken: Arc<Mutex<Taken>>,
+    network: IpAddr,
+}
+
+impl Gate {
+    pub(super) fn new(settings: &Settings) -> Self {
+        // The other half of the file descriptors is for what the connections ask for.
+        let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        let max = settings.max_connections.min(usize::try_from(descriptors / 2).unwrap_or(usize::MAX));
+        if max < settings.max_connections {
+            log::warn!(
+                "{descriptors} file descriptors allow only {max} connections at once (max_connections)"
+            );
+        }
+        Self {
+            taken: Arc::default(),
+            max,
+            max_per_address: settings.max_connections_per_address,
+            stall: Duration::from_secs(settings.idle_timeout_s),
+        }
+    }
+
+    fn enter(&self, address: IpAddr) -> Option<Place> {
+        let network = network(address);
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let here = taken.by_network.get(&network).copied().unwrap_or(0);
+        if here >= self.max_per_address || taken.all >= self.max {
+            return None;
+        }
+        taken.all += 1;
+        taken.by_network.insert(network, here + 1);
+        Some(Place { taken: Arc::clone(&self.taken), network })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.all -= 1;
+        match taken.by_network.get_mut(&self.network) {
+            Some(here) if *here > 1 => *here -= 1,
+            _ => drop(taken.by_network.remove(&self.network)),
+        }
+    }
+}
+
+impl<S: Send + 'static> Accept<TcpStream, S> for Gate {
+    type Stream = Connection;
+    type Service = S;
+    type Future = Ready<io::Result<(Connection, S)>>;
+
+    fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
+        let enter = || {
+            let place = self.enter(stream.peer_addr()?.ip()).ok_or(io::ErrorKind::ConnectionRefused)?;
+            stream.set_nodelay(true)?;
+            Ok(place)
+        };
+        ready(
+            enter().map(|place| {
+                (Connection { stream, stall: self.stall, stalled: None, _place: place }, service)
+            }),
+        )
+    }
+}
+
+/// A connection that ends when the other side takes nothing of an answer for too long.
+pub(super) struct Connection {
+    stream: TcpStream,
+    stall: Duration,
+    stalled: Option<Pin<Box<Sleep>>>,
+    _place: Place,
+}
+
+impl Connection {
+    fn bounded<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let stall = self.stall;
+        let timer = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(stall)));
+        ready!(timer.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.bounded(cx, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, buffers);
+        self.bounded(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
