@@ -219,6 +219,16 @@ async fn a_refused_login_is_renewed_once() {
 }
 
 #[tokio::test]
+async fn a_refused_password_is_not_sent_again() {
+    let server = Server::start(|_| problem(&Error::unauthenticated("wrong"))).await;
+    let client = server.client(password());
+    for _ in 0..20 {
+        assert_eq!(client.storage().await.unwrap_err().kind(), ErrorKind::Unauthenticated);
+    }
+    assert_eq!(server.lines().len(), 1, "each would count as a guess");
+}
+
+#[tokio::test]
 async fn a_token_is_sent_as_it_is_and_never_shown() {
     let server = Server::start(|_| problem(&Error::unauthenticated(""))).await;
     let client = server.client(Credentials::Token("marked-secret".into()));

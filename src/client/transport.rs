@@ -38,14 +38,28 @@ const PROBLEM_MAX: usize = 64 << 10;
 /// A login is renewed when less than this is left of its life, or a third of it where that is less.
 const RENEW_BEFORE: Duration = Duration::from_secs(60);
 
+/// A name and password that the daemon has refused are not sent again for so long: each failure counts against all who log in
+/// from this machine, also the user who types the right one.
+const REFUSED_PAUSE: Duration = Duration::from_secs(300);
+
 /// The connection to one daemon.
 pub(super) struct Transport {
     http: reqwest::Client,
     base: Url,
     url: String,
     credentials: Credentials,
-    /// The token of the last login. Held while logging in, so that many requests share one login.
-    login: Mutex<Option<Token>>,
+    /// The last login. Held while logging in, so that many requests share one login.
+    login: Mutex<LastLogin>,
+}
+
+/// What came of the last login.
+enum LastLogin {
+    /// There was none, or it could not be made.
+    None,
+    /// This token.
+    Token(Token),
+    /// The password was refused, and is not sent again before a time.
+    Refused(Error, Instant),
 }
 
 #[derive(Clone)]
@@ -181,7 +195,7 @@ impl Transport {
             Error::invalid(format!("cannot make a client for {base}: {}", cause_of(&error)))
         })?;
         let url = spelled(&base);
-        Ok(Self { http, base, url, credentials, login: Mutex::new(None) })
+        Ok(Self { http, base, url, credentials, login: Mutex::new(LastLogin::None) })
     }
 
     /// The daemon's URL without a slash at its end.
@@ -340,21 +354,28 @@ impl Transport {
             Credentials::Password { username, password } => (username.clone(), password.clone()),
         };
         let mut login = self.login.lock().await;
-        if let Some(token) = &*login
-            && refused != Some(token.secret.as_str())
-            && Instant::now() < token.renew_at
-        {
-            return Ok(Some(token.secret.clone()));
+        match &*login {
+            LastLogin::Token(token)
+                if refused != Some(token.secret.as_str()) && Instant::now() < token.renew_at =>
+            {
+                return Ok(Some(token.secret.clone()));
+            }
+            LastLogin::Refused(error, until) if Instant::now() < *until => return Err(error.duplicate()),
+            _ => {}
         }
         let call = Call::post(&["login"]).anonymous().body(&Login { username, password })?;
-        let answer = self.attempt(&call, None).await?;
+        let answer = self.attempt(&call, None).await.inspect_err(|error| {
+            if error.kind() == ErrorKind::Unauthenticated {
+                *login = LastLogin::Refused(error.duplicate(), Instant::now() + REFUSED_PAUSE);
+            }
+        })?;
         let body = self.collect(answer, PROBLEM_MAX).await?;
         let reply: LoginReply = serde_json::from_slice(&body).map_err(|error| {
             Error::internal(format!("the answer of {} makes no sense: {error}", self.url))
         })?;
         let life = Duration::from_secs(reply.expires_in.min(86_400));
         let renew_at = Instant::now() + (life - RENEW_BEFORE.min(life / 3));
-        *login = Some(Token { secret: reply.token.clone(), renew_at });
+        *login = LastLogin::Token(Token { secret: reply.token.clone(), renew_at });
         Ok(Some(reply.token))
     }
 

@@ -214,7 +214,8 @@ impl Cluster {
         serde_json::from_str(&self.tandem(&arguments)).expect("tandem --json prints JSON")
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    /// `tandem` as whoever is logged in, to be given more.
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(program("tandem"));
         command.args(["--url", &self.url]).args(arguments);
         command.env("XDG_CONFIG_HOME", self.root.join("config")).stdin(Stdio::null());

@@ -12,6 +12,7 @@ mod documents;
 mod failure;
 mod power;
 mod rest;
+mod revocation;
 mod start;
 mod tools;
 mod two_mounts;

@@ -7,7 +7,7 @@ use tandemfs::id::UserId;
 use tandemfs::{Error, ErrorKind, Result};
 
 use super::record::Account;
-use super::{Accounts, Caller, audit, password, users};
+use super::{Accounts, Caller, Pass, audit, password, users};
 use crate::meta::{self, keys};
 
 /// The most logouts that are read at start; each is forgotten when its token would have expired.
@@ -140,12 +140,13 @@ impl Accounts {
             let writes = self.end_tokens(before.id).await?;
             self.replace(&before, after, writes).await?;
         }
+        self.visits.end(|pass| pass.user == caller.user);
         self.homes.end_sessions(caller.user).await;
         Ok(())
     }
 
     /// The user of a JWT that counts.
-    pub(super) async fn owner_of_jwt(&self, token: &str) -> Result<Option<Arc<Account>>> {
+    pub(super) async fn owner_of_jwt(&self, token: &str) -> Result<Option<(Arc<Account>, Pass)>> {
         let Some(claims) = self.keys.verify(token, self.now_s(), self.rules.token_ttl_s) else {
             return Ok(None);
         };
@@ -153,7 +154,8 @@ impl Accounts {
             return Ok(None);
         }
         let Ok(id) = claims.sub.parse::<UserId>() else { return Ok(None) };
-        Ok(self.by_id(id).await?.filter(|account| account.generation == claims.ver))
+        let account = self.by_id(id).await?.filter(|account| account.generation == claims.ver);
+        Ok(account.map(|account| (account, Pass { user: id, token: claims.jti })))
     }
 
     /// Ends a JWT, or revokes an API token.
@@ -167,9 +169,12 @@ impl Accounts {
             let write = meta::put(keys::revoked(claims.exp, &claims.jti), &())?;
             self.meta.commit(Vec::new(), vec![write]).await?;
             let now = self.now_s();
-            let mut revoked = self.revoked();
-            revoked.retain(|_, expires| *expires > now);
-            revoked.insert(claims.jti, claims.exp);
+            {
+                let mut revoked = self.revoked();
+                revoked.retain(|_, expires| *expires > now);
+                revoked.insert(claims.jti.clone(), claims.exp);
+            }
+            self.visits.end(|pass| pass.token == claims.jti);
         }
         audit(&caller.username, "logout", "", Some(from), "ok");
         Ok(())

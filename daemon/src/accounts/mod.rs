@@ -10,11 +10,13 @@ mod record;
 mod throttle;
 mod token;
 mod users;
+mod visits;
 
 pub use login::Login;
 pub use record::Account;
 pub(crate) use throttle::network;
 pub use users::{Change, NewUser};
+pub use visits::Visit;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -30,6 +32,7 @@ use tandemfs::id::{UserId, VolumeId};
 use tandemfs::{Error, Result};
 
 use crate::meta::{self, Meta, Write, keys};
+use visits::{Pass, Visits};
 
 /// Users and tokens that are kept decoded.
 const CACHE_ENTRIES: usize = 16_384;
@@ -98,6 +101,7 @@ pub struct Accounts {
     tokens: Cache<[u8; 32], Arc<record::ApiToken>>,
     /// Tokens that were logged out, with the second at which they would have expired.
     revoked: Mutex<BTreeMap<String, u64>>,
+    visits: Arc<Visits>,
     /// Held by whoever changes users or tokens, and while a cache is filled, so that a cache never holds what was before.
     changing: tokio::sync::Mutex<()>,
 }
@@ -122,6 +126,7 @@ impl Accounts {
             users: Cache::new(CACHE_ENTRIES),
             tokens: Cache::new(CACHE_ENTRIES),
             revoked: Mutex::default(),
+            visits: Arc::default(),
             changing: tokio::sync::Mutex::default(),
             meta,
             clock,
@@ -133,25 +138,31 @@ impl Accounts {
         Ok(accounts)
     }
 
-    /// Whose token it is.
+    /// Whose token it is, and the request as one that ends with the token.
     ///
     /// # Errors
     /// `Unauthenticated` for any token that does not count, with the same words for each.
-    pub async fn authenticate(&self, token: &str) -> Result<Caller> {
-        let account = if token.starts_with(token::PREFIX) {
-            self.owner_of_token(token).await?
-        } else {
-            self.owner_of_jwt(token).await?
-        };
-        account
-            .filter(|account| !account.disabled)
-            .map(|account| Caller {
-                user: account.id,
-                username: account.username.clone(),
-                role: account.role,
-                home: account.home,
-            })
-            .ok_or_else(|| Error::unauthenticated("the token is not valid, or not any more"))
+    pub async fn authenticate(&self, token: &str) -> Result<(Caller, Visit)> {
+        loop {
+            let endings = self.visits.endings();
+            let found = if token.starts_with(token::PREFIX) {
+                self.owner_of_token(token).await?
+            } else {
+                self.owner_of_jwt(token).await?
+            };
+            let (account, pass) = found
+                .filter(|(account, _)| !account.disabled)
+                .ok_or_else(|| Error::unauthenticated("the token is not valid, or not any more"))?;
+            if let Some(visit) = self.visits.enter(endings, pass) {
+                let caller = Caller {
+                    user: account.id,
+                    username: account.username.clone(),
+                    role: account.role,
+                    home: account.home,
+                };
+                return Ok((caller, visit));
+            }
+        }
     }
 
     /// Whether some user's password is still the well-known one.

@@ -9,7 +9,7 @@ use tandemfs::api::users::{ChangeUser, NewToken, Role};
 use tandemfs::clock::ManualClock;
 use tandemfs::id::{UserId, VolumeId};
 
-use super::{Accounts, Caller, Homes, Login, NewUser, Rules};
+use super::{Accounts, Caller, Homes, NewUser, Rules};
 use crate::meta::memory::MemoryStore;
 use crate::meta::{Meta, Write};
 
@@ -80,15 +80,18 @@ impl World {
     }
 }
 
+async fn token_of_admin(accounts: &Accounts) -> String {
+    accounts.login("admin", "admin123", HERE).await.unwrap().token
+}
+
 async fn admin(accounts: &Accounts) -> Caller {
-    let Login { token, .. } = accounts.login("admin", "admin123", HERE).await.unwrap();
-    accounts.authenticate(&token).await.unwrap()
+    accounts.authenticate(&token_of_admin(accounts).await).await.unwrap().0
 }
 
 async fn with_alice(accounts: &Accounts) -> Caller {
     let admin = admin(accounts).await;
     accounts.create(&admin, &new("alice"), HERE).await.unwrap();
-    accounts.authenticate(&token(accounts, "alice").await).await.unwrap()
+    accounts.authenticate(&token(accounts, "alice").await).await.unwrap().0
 }
 
 fn new(name: &str) -> NewUser {
@@ -254,7 +257,7 @@ async fn tokens_end_by_logout_password_role_disabling_and_deletion() {
     drop(accounts);
     let accounts = world.start().await;
     assert_eq!(kind(accounts.authenticate(&one).await), ErrorKind::Unauthenticated, "also after a restart");
-    assert_eq!(accounts.authenticate(&two).await.unwrap(), alice);
+    assert_eq!(accounts.authenticate(&two).await.unwrap().0, alice);
 
     assert_eq!(
         kind(accounts.change_password(&alice, "wrong", "another password", HERE).await),
@@ -289,6 +292,51 @@ async fn tokens_end_by_logout_password_role_disabling_and_deletion() {
     assert_eq!(*world.homes.removed.lock().unwrap(), [alice.home]);
     assert!(world.homes.ended.lock().unwrap().contains(&alice.user));
     assert_eq!(kind(accounts.user("alice").await), ErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn what_is_under_way_is_cut_with_its_token_and_nothing_else_is() {
+    let world = World::new();
+    let accounts = world.start().await;
+    let alice = with_alice(&accounts).await;
+    let admin = admin(&accounts).await;
+    let visit = async |secret: &str| accounts.authenticate(secret).await.unwrap().1;
+    let make = NewToken { name: "ci".to_owned(), expires_in_days: None };
+    let api = accounts.create_token(&alice, &make, HERE).await.unwrap();
+    let (one, two) = (token(&accounts, "alice").await, token(&accounts, "alice").await);
+    let [of_one, again, of_two, of_api] =
+        [visit(&one).await, visit(&one).await, visit(&two).await, visit(&api.token).await];
+
+    accounts.logout(&alice, &one, HERE).await.unwrap();
+    of_one.cut().await;
+    assert!(again.is_cut() && !of_two.is_cut() && !of_api.is_cut());
+    accounts.revoke_token(&admin, "alice", &api.info.token_id, HERE).await.unwrap();
+    assert!(of_api.is_cut() && !of_two.is_cut());
+
+    let own = visit(&token_of_admin(&accounts).await).await;
+    let quota = ChangeUser { quota_bytes: Some(1), ..ChangeUser::default() };
+    accounts.change(&admin, "alice", &quota, HERE).await.unwrap();
+    world.clock.advance(3600 * 1000);
+    assert!(!of_two.is_cut(), "neither a quota nor the end of a token's life cuts what was begun");
+    for change in [
+        ChangeUser { role: Some(Role::Admin), ..ChangeUser::default() },
+        ChangeUser { password: Some("chosen by an admin".to_owned()), ..ChangeUser::default() },
+        ChangeUser { disabled: Some(true), ..ChangeUser::default() },
+    ] {
+        let password = if change.role.is_some() { GOOD } else { "chosen by an admin" };
+        let password = if change.password.is_some() { GOOD } else { password };
+        let login = accounts.login("alice", password, HERE).await.unwrap().token;
+        let visit = visit(&login).await;
+        accounts.change(&admin, "alice", &change, HERE).await.unwrap();
+        assert!(visit.is_cut(), "{change:?}");
+    }
+    accounts.create(&admin, &new("bob"), HERE).await.unwrap();
+    let (bob, visit_of_bob) = accounts.authenticate(&token(&accounts, "bob").await).await.unwrap();
+    accounts.change_password(&bob, GOOD, "another password", HERE).await.unwrap();
+    assert!(visit_of_bob.is_cut());
+    let last = visit(&accounts.login("bob", "another password", HERE).await.unwrap().token).await;
+    accounts.delete(&admin, "bob", HERE).await.unwrap();
+    assert!(last.is_cut() && !own.is_cut());
 }
 
 #[tokio::test]
@@ -327,8 +375,8 @@ async fn api_tokens_are_named_listed_expire_and_are_revoked() {
     assert_eq!(kind(accounts.create_token(&alice, &make("day", None), HERE).await), ErrorKind::AlreadyExists);
     assert!(forever.token.starts_with("tfs_") && forever.token.len() == 4 + 64);
 
-    assert_eq!(accounts.authenticate(&forever.token).await.unwrap(), alice);
-    assert_eq!(accounts.authenticate(&day.token).await.unwrap(), alice);
+    assert_eq!(accounts.authenticate(&forever.token).await.unwrap().0, alice);
+    assert_eq!(accounts.authenticate(&day.token).await.unwrap().0, alice);
     let names: Vec<_> =
         accounts.list_tokens("alice").await.unwrap().into_iter().map(|t| (t.name, t.last_used)).collect();
     assert_eq!(names.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["day", "forever"]);

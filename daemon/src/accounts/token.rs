@@ -9,7 +9,7 @@ use tandemfs::id::UserId;
 use tandemfs::{Error, Result};
 
 use super::record::{Account, ApiToken};
-use super::{Accounts, Caller, audit, jwt, login};
+use super::{Accounts, Caller, Pass, audit, jwt, login};
 use crate::meta::{self, Guard, Write, keys};
 
 /// How a token begins, so that people and scanners of secrets know it.
@@ -112,6 +112,7 @@ impl Accounts {
         let (index, hash, token) = found.ok_or_else(|| Error::not_found("token"))?;
         self.tokens.remove(&hash);
         self.meta.commit(Vec::new(), vec![meta::remove(index), meta::remove(keys::token(&hash))]).await?;
+        self.visits.end(|pass| pass.token == token.id);
         audit(&caller.username, "revoke token", &format!("{username}/{}", token.name), Some(from), "ok");
         Ok(())
     }
@@ -124,12 +125,13 @@ impl Accounts {
             self.tokens.remove(&hash);
             let index = keys::user_token(token.user, &token.name);
             self.meta.commit(Vec::new(), vec![meta::remove(index), meta::remove(keys::token(&hash))]).await?;
+            self.visits.end(|pass| pass.token == token.id);
         }
         Ok(())
     }
 
     /// The user of an API token that counts.
-    pub(super) async fn owner_of_token(&self, secret: &str) -> Result<Option<Arc<Account>>> {
+    pub(super) async fn owner_of_token(&self, secret: &str) -> Result<Option<(Arc<Account>, Pass)>> {
         let hash = hash(secret);
         let token = match self.tokens.get(&hash) {
             Some(token) => token,
@@ -151,7 +153,7 @@ impl Accounts {
         if account.as_ref().is_some_and(|account| !account.disabled) {
             self.note_use(&hash, &token, now).await;
         }
-        Ok(account)
+        Ok(account.map(|account| (account, Pass { user: token.user, token: token.id.clone() })))
     }
 
     /// Keeps when a token was last used, to the minute. That this cannot be stored keeps nobody from using it.

@@ -263,6 +263,9 @@ impl Accounts {
             account = self.replace(&before, after, writes).await?;
         }
         drop(changing);
+        if ends {
+            self.visits.end(|pass| pass.user == before.id);
+        }
         if ends_sessions {
             self.homes.end_sessions(account.id).await;
         }
@@ -317,6 +320,7 @@ impl Accounts {
             self.meta.commit(vec![guard], writes).await?;
             before
         };
+        self.visits.end(|pass| pass.user == before.id);
         self.homes.end_sessions(before.id).await;
         self.homes.remove(before.home).await
     }

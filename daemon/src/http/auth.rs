@@ -10,6 +10,7 @@ use tandemfs::api::users::Role;
 use tandemfs::{Error, Result};
 
 use super::Problem;
+use super::cut::Place;
 use crate::accounts::Caller;
 use crate::daemon::App;
 
@@ -33,7 +34,11 @@ impl FromRequestParts<App> for Caller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
-        Ok(app.accounts.authenticate(bearer(&parts.headers)?).await?)
+        let (caller, visit) = app.accounts.authenticate(bearer(&parts.headers)?).await?;
+        if let Some(place) = parts.extensions.get::<Place>() {
+            place.take(visit);
+        }
+        Ok(caller)
     }
 }
 

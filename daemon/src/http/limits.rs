@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::body::{Body, BodyDataStream, Bytes};
+use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::header::{self, HeaderName};
 use axum::http::uri::Authority;
@@ -22,6 +22,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, Sleep};
 
 use super::Problem;
+use super::cut::{self, Cut, Place};
 use super::problem::{REQUEST_ID, respond};
 
 /// The largest body of a request, where a route does not say otherwise.
@@ -104,7 +105,9 @@ async fn answer(limits: &Limits, request: Request, next: Next) -> Response {
     };
     let head = request.method() == Method::HEAD;
     let stalled = Arc::new(AtomicBool::new(false));
-    let request = watch_body(request, limits.idle, &stalled);
+    let place = Place::default();
+    let mut request = watch_body(request, limits.idle, &stalled, &place);
+    request.extensions_mut().insert(place.clone());
     let run = AssertUnwindSafe(next.run(request)).catch_unwind();
     let response = if untimed {
         run.await
@@ -125,7 +128,10 @@ async fn answer(limits: &Limits, request: Request, next: Next) -> Response {
     if stalled.load(Ordering::Relaxed) && response.status().is_client_error() {
         return Problem(Error::timed_out("the body came too slowly")).into_response();
     }
-    if head { response } else { as_problem(response).await }
+    if place.is_cut() && response.status().is_client_error() {
+        return Problem(cut::ended()).into_response();
+    }
+    if head { response } else { cut::answer(as_problem(response).await, place) }
 }
 
 /// Refuses what another program on the way could understand differently (RFC 9112, sections 3.2 and 6.1). The rest of that,
@@ -200,14 +206,14 @@ async fn as_problem(response: Response) -> Response {
     response
 }
 
-fn watch_body(request: Request, idle: Duration, stalled: &Arc<AtomicBool>) -> Request {
+fn watch_body(request: Request, idle: Duration, stalled: &Arc<AtomicBool>, place: &Place) -> Request {
     let (parts, body) = request.into_parts();
     if http_body::Body::is_end_stream(&body) {
         return Request::from_parts(parts, body);
     }
     let size = http_body::Body::size_hint(&body);
     let watched = Watched {
-        body: body.into_data_stream(),
+        body: Cut::new(body, place.clone()),
         idle,
         left: idle,
         fresh: 0,
@@ -219,7 +225,7 @@ fn watch_body(request: Request, idle: Duration, stalled: &Arc<AtomicBool>) -> Re
 
 /// A body that fails when the other side sends too slowly. Only the time for which the daemon waits counts.
 struct Watched {
-    body: BodyDataStream,
+    body: Cut,
     idle: Duration,
     /// What is left of the time for the next [`PROGRESS_BYTES`].
     left: Duration,
@@ -246,7 +252,7 @@ impl Stream for Watched {
                 }
                 Poll::Ready(Some(Ok(bytes)))
             }
-            Poll::Ready(other) => Poll::Ready(other.map(|item| item.map_err(axum::BoxError::from))),
+            Poll::Ready(other) => Poll::Ready(other),
             Poll::Pending => {
                 let left = this.left;
                 let (_, timer) =

@@ -2,6 +2,7 @@
 
 mod admin;
 pub mod auth;
+mod cut;
 mod disposition;
 mod extract;
 mod files;
@@ -15,6 +16,7 @@ mod server;
 mod status;
 mod tokens;
 mod users;
+mod whole;
 mod wire;
 
 pub use auth::{Admin, Peer};

@@ -9,6 +9,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::auth::Peer;
+use super::whole::whole;
 use super::{Json, OfUser, Path, Problem, Problems, Query};
 use crate::accounts::Caller;
 use crate::daemon::App;
@@ -50,7 +51,7 @@ async fn create_token(
     Peer(from): Peer,
     Json(new): Json<NewToken>,
 ) -> Result<impl IntoResponse, Problem> {
-    let created = app.accounts.create_token(&caller, &new, from).await?;
+    let created = whole(async move { app.accounts.create_token(&caller, &new, from).await }).await?;
     Ok((StatusCode::CREATED, Json(created)))
 }
 
@@ -65,6 +66,6 @@ async fn revoke_token(
     Query(of): Query<OfUser>,
 ) -> Result<StatusCode, Problem> {
     let name = of.name(&caller)?;
-    app.accounts.revoke_token(&caller, &name, &id, from).await?;
+    whole(async move { app.accounts.revoke_token(&caller, &name, &id, from).await }).await?;
     Ok(StatusCode::NO_CONTENT)
 }

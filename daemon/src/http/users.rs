@@ -11,6 +11,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::auth::{Peer, Secret};
+use super::whole::whole;
 use super::{Admin, Json, Page, Path, Problem, Problems, Query};
 use crate::accounts::{Caller, NewUser};
 use crate::daemon::App;
@@ -34,7 +35,7 @@ async fn login(
     Peer(from): Peer,
     Json(body): Json<Login>,
 ) -> Result<Json<LoginReply>, Problem> {
-    let login = app.accounts.login(&body.username, &body.password, from).await?;
+    let login = whole(async move { app.accounts.login(&body.username, &body.password, from).await }).await?;
     Ok(Json(LoginReply {
         token: login.token,
         token_type: "Bearer".to_owned(),
@@ -52,7 +53,7 @@ async fn logout(
     Peer(from): Peer,
     Secret(token): Secret,
 ) -> Result<StatusCode, Problem> {
-    app.accounts.logout(&caller, &token, from).await?;
+    whole(async move { app.accounts.logout(&caller, &token, from).await }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -72,7 +73,7 @@ async fn register(
         quota_bytes: body.quota_bytes,
         quota_files: body.quota_files,
     };
-    let user = app.accounts.create(&caller, &new, from).await?;
+    let user = whole(async move { app.accounts.create(&caller, &new, from).await }).await?;
     Ok((StatusCode::CREATED, [(LOCATION, format!("/v1/users/{}", user.username))], Json(user)))
 }
 
@@ -115,7 +116,7 @@ async fn change_user(
     Path(name): Path<String>,
     Json(change): Json<ChangeUser>,
 ) -> Result<Json<User>, Problem> {
-    Ok(Json(app.accounts.change(&caller, &name, &change, from).await?))
+    Ok(Json(whole(async move { app.accounts.change(&caller, &name, &change, from).await }).await?))
 }
 
 /// Remove a user, with all files.
@@ -127,7 +128,7 @@ async fn delete_user(
     Peer(from): Peer,
     Path(name): Path<String>,
 ) -> Result<StatusCode, Problem> {
-    app.accounts.delete(&caller, &name, from).await?;
+    whole(async move { app.accounts.delete(&caller, &name, from).await }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -147,6 +148,6 @@ async fn change_password(
     Peer(from): Peer,
     Json(body): Json<ChangePassword>,
 ) -> Result<StatusCode, Problem> {
-    app.accounts.change_password(&caller, &body.current, &body.new, from).await?;
+    whole(async move { app.accounts.change_password(&caller, &body.current, &body.new, from).await }).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -9,7 +9,7 @@ use tandemfs::api::fs::{Ack, Event, ResumeSession};
 use tandemfs::id::Ino;
 use tandemfs::tree::{CHUNK_SIZE, Key};
 use tandemfs::{Error, ErrorKind, Result};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::remote::Events;
 use super::session::Session;
@@ -20,6 +20,17 @@ const EVENTS_MAX: usize = 64;
 const CHUNKS_MAX: usize = 16;
 /// The longest pause before the daemon is asked again.
 const PAUSE_MAX: Duration = Duration::from_millis(500);
+
+/// The pause before a daemon that lets us in no more is asked again.
+const DENIED_PAUSE: Duration = Duration::from_secs(5);
+
+/// Whether an error means that the credentials do not count any more, which waiting does not mend.
+fn is_denial(error: &Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::Unauthenticated | ErrorKind::Forbidden | ErrorKind::DefaultPassword | ErrorKind::NotFound
+    )
+}
 
 /// What a run of events asks for.
 #[derive(Default)]
@@ -59,14 +70,24 @@ impl Session {
                 away = true;
                 if error.kind() == ErrorKind::SessionEnded {
                     self.ended(self.id());
+                } else if is_denial(&error) {
+                    self.deny(&error).await;
+                    pause = DENIED_PAUSE;
                 } else {
                     self.missed(&error);
                 }
             }
-            sleep(pause).await;
+            self.rest(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
         }
         watchdog.abort();
+    }
+
+    /// Waits, but not beyond the end of the mount.
+    async fn rest(&self, pause: Duration) {
+        let mut changes = self.changed.subscribe();
+        let closed = async { while !self.state().closed && changes.changed().await.is_ok() {} };
+        let _either = timeout(pause, closed).await;
     }
 
     /// Resumes the session, or opens another one if it has ended.
@@ -86,13 +107,7 @@ impl Session {
                     log::info!("the daemon was started anew; dropping what is cached");
                     self.forget_all().await;
                 }
-                {
-                    let mut state = self.state();
-                    state.lease_until = sent + lease(grant.lease_ms);
-                    state.heard = sent;
-                    state.refused = false;
-                    state.grant = grant;
-                }
+                self.state().taken_up(grant, sent);
                 self.notify();
                 Ok(())
             }

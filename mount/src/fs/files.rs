@@ -88,6 +88,7 @@ impl Fs {
         let file = self.files.get(handle)?;
         self.writable()?;
         if !how.from_cache {
+            self.session.allowed()?;
             file.report()?;
         }
         let mut at = offset;

@@ -56,6 +56,8 @@ pub(super) struct State {
     pub(super) refused: bool,
     /// The daemon does not know the session any more.
     pub(super) ended: bool,
+    /// Why the daemon lets us in no more: the credentials do not count any longer.
+    denied: Option<Error>,
     pub(super) closed: bool,
     sequence: u64,
     outstanding: BTreeSet<u64>,
@@ -66,6 +68,20 @@ struct Slot<'a> {
     session: &'a Session,
     id: SessionId,
     sequence: u64,
+}
+
+impl State {
+    fn allowed(&self) -> Result<()> {
+        self.denied.as_ref().map_or(Ok(()), |error| Err(error.duplicate()))
+    }
+
+    /// The daemon has taken the session up.
+    pub(super) fn taken_up(&mut self, grant: SessionGrant, sent: Instant) {
+        self.lease_until = sent + Duration::from_millis(grant.lease_ms.max(100));
+        self.heard = sent;
+        self.grant = grant;
+        (self.refused, self.ended, self.denied) = (false, false, None);
+    }
 }
 
 impl Drop for Slot<'_> {
@@ -109,6 +125,7 @@ impl Session {
                 heard: sent,
                 refused: false,
                 ended: false,
+                denied: None,
                 closed: false,
                 sequence: 0,
                 outstanding: BTreeSet::new(),
@@ -144,10 +161,7 @@ impl Session {
         *self.numbers.lock().await = (0, 0);
         {
             let mut state = self.state();
-            state.lease_until = sent + Duration::from_millis(grant.lease_ms);
-            state.heard = sent;
-            state.grant = grant;
-            (state.refused, state.ended) = (false, false);
+            state.taken_up(grant, sent);
             state.sequence = 0;
             state.outstanding.clear();
         }
@@ -211,20 +225,51 @@ impl Session {
         }
     }
 
+    /// The daemon lets us in no more: what was cached with its leave is dropped, and calls fail until it lets us in again.
+    pub(super) async fn deny(&self, error: &Error) {
+        let known = {
+            let mut state = self.state();
+            state.refused = false;
+            state.lease_until = Instant::now();
+            state.denied.replace(error.duplicate()).is_some()
+        };
+        if !known {
+            self.notify();
+            self.slot_free.notify_waiters();
+            self.forget_all().await;
+        }
+    }
+
+    /// Whether the daemon lets us in, as far as is known.
+    ///
+    /// # Errors
+    /// What it said when it did not.
+    pub fn allowed(&self) -> Result<()> {
+        self.state().allowed()
+    }
+
     /// Waits until what is cached may be used: the lease lives, or nobody is there who could change anything.
     ///
     /// # Errors
-    /// `TimedOut` after `offline_timeout`.
+    /// `TimedOut` after `offline_timeout`; as [`Session::allowed`].
     pub async fn ready(&self) -> Result<()> {
         let valid = |state: &State| !state.ended && (state.refused || Instant::now() < state.lease_until);
-        if valid(&self.state()) {
-            return Ok(());
+        {
+            let state = self.state();
+            state.allowed()?;
+            if valid(&state) {
+                return Ok(());
+            }
         }
         let give_up = Instant::now() + self.offline_timeout;
         let mut changes = self.changed.subscribe();
         loop {
-            if valid(&self.state()) {
-                return Ok(());
+            {
+                let state = self.state();
+                state.allowed()?;
+                if valid(&state) {
+                    return Ok(());
+                }
             }
             if timeout_at(give_up, changes.changed()).await.is_err() {
                 return Err(Error::timed_out("the daemon is away"));
@@ -244,6 +289,7 @@ impl Session {
                 if state.grant.session != id {
                     return Ok(());
                 }
+                state.allowed()?;
             }
             if timeout_at(give_up, changes.changed()).await.is_err() {
                 return Err(Error::timed_out("the daemon is away"));
@@ -388,6 +434,7 @@ impl Session {
             freed.as_mut().enable();
             {
                 let mut state = self.state();
+                state.allowed()?;
                 let next = state.sequence + 1;
                 let room = state.outstanding.first().is_none_or(|oldest| next < oldest + SESSION_SLOTS);
                 if room && !state.ended {

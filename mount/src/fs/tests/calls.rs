@@ -115,6 +115,44 @@ async fn calls_wait_for_a_daemon_that_is_away_and_go_on() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn credentials_that_do_not_count_any_more_end_every_call_at_once_until_they_do() {
+    for fenced in [false, true] {
+        let daemon = Arc::new(Daemon::default());
+        let (fs, kernel) = mount_with(&daemon, Options::default()).await;
+        let ino = make(&fs, "a", b"data").await;
+        fs.remember(ino);
+        let handle = fs.open_file(ROOT, ino, libc::O_RDWR).await.unwrap();
+        fs.write(handle, 0, b"DATA", WriteFlags::default()).await.unwrap();
+        if fenced {
+            daemon.fence_all();
+        }
+        daemon.deny();
+        sleep(Duration::from_secs(1)).await;
+        let start = Instant::now();
+        let mut errors = vec![
+            fs.getattr(ino).await.map(drop).unwrap_err(),
+            fs.lookup(Ino::ROOT, b"a").await.map(drop).unwrap_err(),
+            fs.open_directory(Ino::ROOT).await.map(drop).unwrap_err(),
+            fs.read(handle, 0, 4).await.map(drop).unwrap_err(),
+            fs.write(handle, 0, b"more", WriteFlags::default()).await.map(drop).unwrap_err(),
+            fs.fsync(handle).await.unwrap_err(),
+            fs.setattr(ROOT, ino, Set { mode: Some(0), ..Set::default() }).await.map(drop).unwrap_err(),
+        ];
+        errors.push(fs.make(ROOT, Ino::ROOT, b"d", NewNode::Directory, 0o755).await.map(drop).unwrap_err());
+        for error in errors {
+            assert_eq!((error.kind(), error.errno()), (ErrorKind::Unauthenticated, libc::EACCES), "{error}");
+        }
+        assert!(start.elapsed() < Duration::from_secs(1));
+        assert!(kernel.pages.lock().unwrap().contains(&ino), "the kernel answers from its cache");
+
+        daemon.denies.store(false, Ordering::SeqCst);
+        sleep(Duration::from_secs(12)).await;
+        assert_eq!(content(&fs, ino).await, b"data", "what could not be written was reported and is gone");
+        fs.release(handle).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn waiting_is_bounded() {
     let daemon = Arc::new(Daemon::default());
     let options = Options { offline_timeout: Duration::from_secs(7), ..Options::default() };

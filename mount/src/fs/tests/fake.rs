@@ -35,6 +35,8 @@ pub(crate) struct Daemon {
     count: AtomicU64,
     /// Nobody listens.
     pub(crate) down: AtomicBool,
+    /// The credentials do not count any more.
+    pub(crate) denies: AtomicBool,
     /// Blocks are refused.
     pub(crate) full: AtomicBool,
     /// Reads wait here after they have been answered.
@@ -205,7 +207,18 @@ impl Daemon {
     }
 
     fn up(&self) -> Result<()> {
-        if self.down.load(Ordering::SeqCst) { Err(Error::unavailable("refused")) } else { Ok(()) }
+        if self.down.load(Ordering::SeqCst) {
+            return Err(Error::unavailable("refused"));
+        }
+        if self.denies.load(Ordering::SeqCst) { Err(Error::unauthenticated("token")) } else { Ok(()) }
+    }
+
+    /// Ends the token of all: their streams of events are cut, and nothing of theirs is answered.
+    pub(crate) fn deny(&self) {
+        self.denies.store(true, Ordering::SeqCst);
+        for session in self.state.lock().unwrap().sessions.values_mut() {
+            session.stream = None;
+        }
     }
 
     /// Loses an answer now and then.
