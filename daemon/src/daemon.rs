@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::accounts::{Accounts, Homes, Rules};
+use crate::audit::{self, Audit};
 use crate::blocks::disk::DiskStore;
 use crate::meta::sqlite::SqliteStore;
 use crate::meta::{Meta, MetaStore, Write};
@@ -106,6 +107,8 @@ pub struct Daemon {
     pub sessions: Arc<Sessions>,
     /// Users, passwords and tokens.
     pub accounts: Arc<Accounts>,
+    /// Who did what.
+    pub audit: Arc<Audit>,
     /// The background work.
     pub jobs: Arc<Jobs>,
     /// Cancelled when the daemon stops: whatever streams without an end watches it.
@@ -137,10 +140,20 @@ impl Daemon {
             quota_files: settings.quota_files,
         };
         let homes = Arc::new(UserHomes { volumes: volumes.clone(), sessions: sessions.clone() });
+        let audit = Arc::new(Audit::open(&settings.data.join("audit"), meta.clone(), clock.clone()).await?);
+        audit.note(audit::DAEMON, "start", env!("CARGO_PKG_VERSION"), None, "ok").await;
         let key_file = settings.data.join("jwt.key");
         let first_password = first_password.as_ref().map(|FirstPassword(password)| password.as_str());
-        let accounts =
-            Accounts::open(meta.clone(), homes, clock.clone(), rules, &key_file, first_password).await?;
+        let accounts = Accounts::open(
+            meta.clone(),
+            audit.clone(),
+            homes,
+            clock.clone(),
+            rules,
+            &key_file,
+            first_password,
+        )
+        .await?;
         let jobs =
             Jobs::start(meta.clone(), replicator.clone(), volumes.clone(), &settings, clock.clone()).await?;
         Ok(Arc::new(Self {
@@ -151,6 +164,7 @@ impl Daemon {
             volumes,
             sessions,
             accounts: Arc::new(accounts),
+            audit,
             jobs,
             stopping: CancellationToken::new(),
             started: Instant::now(),
@@ -164,6 +178,7 @@ impl Daemon {
         self.jobs.stop().await;
         self.sessions.stop();
         self.volumes.stop();
+        self.audit.note(audit::DAEMON, "stop", "", None, "ok").await;
         self.meta.close().await;
     }
 
@@ -176,6 +191,9 @@ impl Daemon {
         if self.accounts.has_default_password().await? {
             warnings
                 .push("the user admin still has the password that every installation begins with".to_owned());
+        }
+        if self.audit.is_failing() {
+            warnings.push("the audit log cannot be written".to_owned());
         }
         if self.settings.insecure && self.settings.tls_cert.is_none() {
             warnings.push("passwords and data cross the network in plain HTTP".to_owned());

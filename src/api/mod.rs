@@ -1,6 +1,7 @@
 //! The wire types, used by both ends, so that they cannot drift apart.
 
 pub mod admin;
+pub mod audit;
 pub mod files;
 pub mod fs;
 pub mod problem;

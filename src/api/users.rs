@@ -165,6 +165,22 @@ pub struct CreatedToken {
     pub info: Token,
 }
 
+/// A key that signs the tokens of logins.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SigningKey {
+    /// Names the key, no part of it.
+    pub key_id: String,
+    /// Since when another one signs; null for the one that does.
+    pub replaced: Option<String>,
+}
+
+/// The keys that count: the one that signs, and those before it whose tokens have not all expired.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SigningKeyList {
+    /// The keys, the one that signs first.
+    pub keys: Vec<SigningKey>,
+}
+
 /// All tokens of a user.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct TokenList {

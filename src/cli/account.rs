@@ -4,12 +4,12 @@ use std::io::{BufRead, IsTerminal, Write};
 use std::path::PathBuf;
 
 use serde_json::json;
-use tandemfs::api::users::{ChangePassword, Login, NewToken, Role, Token, User};
+use tandemfs::api::users::{ChangePassword, Login, NewToken, Role, SigningKey, Token, User};
 use tandemfs::client::{Client, Credentials};
 use tandemfs::credentials::{StoredToken, TokenStore};
 use tandemfs::{Error, ErrorKind, Result, config};
 
-use super::arguments::PasswordSource;
+use super::arguments::{Keys, PasswordSource};
 use super::failure::Outcome;
 use super::{Context, output, password};
 
@@ -131,6 +131,22 @@ pub(super) async fn list_tokens(context: &Context, user: Option<&str>) -> Outcom
 pub(super) async fn create_token(context: &Context, name: String, expires_in_days: Option<u32>) -> Outcome {
     let created = context.client.create_token(&NewToken { name, expires_in_days }).await?;
     context.show(&created, |created| created.token.clone())
+}
+
+/// `tandem admin keys`
+pub(super) async fn signing_keys(context: &Context, command: Keys) -> Outcome {
+    let list = match command {
+        Keys::List => context.client.signing_keys().await?,
+        Keys::Rotate => context.client.rotate_signing_keys().await?,
+        Keys::Drop { key_id } => return Ok(context.client.drop_signing_key(&key_id).await?),
+    };
+    context.show(&list, |list| {
+        let row = |key: &SigningKey| {
+            let replaced = key.replaced.as_deref().map_or_else(|| "signs".to_owned(), output::seconds_of);
+            vec![key.key_id.clone(), replaced]
+        };
+        output::table(&["KEY", "REPLACED"], &list.keys.iter().map(row).collect::<Vec<_>>())
+    })
 }
 
 fn ask_username() -> Outcome<String> {

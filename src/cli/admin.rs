@@ -8,7 +8,7 @@ use tandemfs::id::NodeId;
 
 use super::arguments::Admin;
 use super::failure::Outcome;
-use super::{Context, output};
+use super::{Context, audit, output};
 
 /// How often a job that is waited for is asked for.
 const POLL: Duration = Duration::from_millis(300);
@@ -30,10 +30,12 @@ pub(super) async fn run(context: &Context, command: Admin) -> Outcome {
         }
         Admin::Jobs { job: None, .. } => context.show(&client.jobs().await?, |list| jobs_table(&list.jobs)),
         Admin::Sessions => context.show(&client.sessions().await?, sessions_table),
+        Admin::Audit { verify: true, .. } => audit::verify(context).await,
+        Admin::Audit { limit, .. } => audit::show(context, limit).await,
         Admin::Scrub { node } => start(context, client.scrub(node).await?),
         Admin::Collect => start(context, client.collect().await?),
         // Dispatched before.
-        Admin::Users(_) | Admin::Tokens(_) => Err(Error::internal("").into()),
+        Admin::Users(_) | Admin::Tokens(_) | Admin::Keys(_) => Err(Error::internal("").into()),
     }
 }
 

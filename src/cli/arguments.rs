@@ -222,6 +222,9 @@ pub(crate) enum Admin {
     /// Tokens: as `tandem tokens`, for all users by --user.
     #[command(subcommand)]
     Tokens(Tokens),
+    /// The keys that sign the tokens of logins.
+    #[command(subcommand)]
+    Keys(Keys),
     /// Configuration, totals, capacity.
     System,
     /// List background jobs.
@@ -234,6 +237,15 @@ pub(crate) enum Admin {
     },
     /// List the mounts' sessions.
     Sessions,
+    /// Show the audit log: who did what.
+    Audit {
+        /// So many of the newest entries.
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        limit: usize,
+        /// Check the whole chain instead, and say what is missing and what was changed.
+        #[arg(long, conflicts_with = "limit")]
+        verify: bool,
+    },
     /// Read and check everything that a node holds, or all nodes.
     Scrub {
         /// The node's number; all if not given.
@@ -241,6 +253,20 @@ pub(crate) enum Admin {
     },
     /// Remove blocks that nothing names.
     Collect,
+}
+
+/// `tandem admin keys`
+#[derive(Debug, Subcommand)]
+pub(crate) enum Keys {
+    /// List those that count, the one that signs first.
+    List,
+    /// Have a new key sign from now on. Logins of before stay valid until they expire.
+    Rotate,
+    /// Drop a key: all logins that it has signed end at once.
+    Drop {
+        /// From `tandem admin keys list`.
+        key_id: String,
+    },
 }
 
 /// `tandem admin users`

@@ -3,6 +3,7 @@
 mod account;
 mod admin;
 mod arguments;
+mod audit;
 mod failure;
 mod files;
 mod output;
@@ -100,6 +101,7 @@ async fn dispatch(context: &Context, command: Command) -> Outcome {
                 Ok(context.client.revoke_token(&token_id, user.as_deref()).await?)
             }
         },
+        Command::Admin(Admin::Keys(keys)) => account::signing_keys(context, keys).await,
         Command::Admin(Admin::Users(users)) => users::run(context, users).await,
         Command::Admin(command) => admin::run(context, command).await,
         Command::Completions { .. } | Command::Man { .. } => Ok(()),

@@ -4,8 +4,8 @@ use super::Client;
 use super::transport::Call;
 use crate::Result;
 use crate::api::users::{
-    ChangePassword, ChangeUser, CreatedToken, Login, LoginReply, NewToken, Register, TokenList, User,
-    UserPage,
+    ChangePassword, ChangeUser, CreatedToken, Login, LoginReply, NewToken, Register, SigningKeyList,
+    TokenList, User, UserPage,
 };
 
 /// Each method's errors are the daemon's, or `Unavailable` when it could not be asked.
@@ -51,6 +51,21 @@ impl Client {
     /// Makes a long-lived token for the caller.
     pub async fn create_token(&self, token: &NewToken) -> Result<CreatedToken> {
         self.transport.value(Call::post(&["v1", "tokens"]).body(token)?).await
+    }
+
+    /// The keys that sign the tokens of logins (admins).
+    pub async fn signing_keys(&self) -> Result<SigningKeyList> {
+        self.transport.value(Call::get(&["v1", "keys"])).await
+    }
+
+    /// Has a new key sign from now on (admins).
+    pub async fn rotate_signing_keys(&self) -> Result<SigningKeyList> {
+        self.transport.value(Call::post(&["v1", "keys"])).await
+    }
+
+    /// Drops a key, and so ends all tokens that it has signed (admins).
+    pub async fn drop_signing_key(&self, key_id: &str) -> Result<()> {
+        self.transport.done(Call::delete(&["v1", "keys", key_id])).await
     }
 
     /// The caller's tokens, or another user's (admins).

@@ -4,6 +4,7 @@ use super::Client;
 use super::transport::Call;
 use crate::Result;
 use crate::api::admin::{FailNode, Job, JobKind, JobList, Node, NodeList, SessionList, StartJob, System};
+use crate::api::audit::{AuditCheck, AuditPage};
 use crate::id::{JobId, NodeId};
 
 /// Each method's errors are the daemon's, or `Unavailable` when it could not be asked.
@@ -60,6 +61,17 @@ impl Client {
     /// Ends a job.
     pub async fn cancel_job(&self, job: JobId) -> Result<Job> {
         self.transport.value(Call::post(&["v1", "jobs", &job.to_string(), "cancel"])).await
+    }
+
+    /// A page of the audit log, the newest entry first.
+    pub async fn audit(&self, limit: u32, cursor: Option<&str>) -> Result<AuditPage> {
+        let call = Call::get(&["v1", "audit"]).query("limit", Some(limit)).query("cursor", cursor);
+        self.transport.value(call).await
+    }
+
+    /// Checks the whole chain of the audit log.
+    pub async fn verify_audit(&self) -> Result<AuditCheck> {
+        self.transport.value(Call::get(&["v1", "audit", "verify"])).await
     }
 
     /// The sessions of mounts.

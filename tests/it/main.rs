@@ -5,6 +5,7 @@
 mod cluster;
 mod shell;
 
+mod audit;
 mod crash;
 mod damage;
 mod disk_full;

@@ -3,12 +3,12 @@
 use std::fs;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
 use serde_json::{Value, json};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::cluster::{Cluster, Rest, noise};
 use super::shell::{sh, try_sh};
@@ -24,13 +24,13 @@ fn password_of(user: &str) -> String {
 
 async fn new_user(admin: &Rest, name: &str) {
     let body = json!({"username": name, "password": password_of(name)});
-    let answer = admin.request("POST", "/register").json(&body).send().await.unwrap();
+    let answer = admin.request("POST", "/register").json(&body).send().await.expect("an answer");
     assert_eq!(answer.status(), 201);
 }
 
 async fn done(request: reqwest::RequestBuilder) -> Value {
-    let answer = request.send().await.unwrap();
-    let (status, text) = (answer.status(), answer.text().await.unwrap());
+    let answer = request.send().await.expect("an answer");
+    let (status, text) = (answer.status(), answer.text().await.expect("its body"));
     assert!(status.is_success(), "{status} {text}");
     serde_json::from_str(&text).unwrap_or_default()
 }
@@ -114,10 +114,11 @@ async fn uploads_downloads_and_events_end_with_their_token() {
 
 /// Waits until a command in a mount fails, and checks that it does so with EACCES and in time.
 #[track_caller]
-fn denied_within(at: &Path, command: &str) {
+fn denied_within(at: &Path, command: &str, name: &str) {
     let begun = Instant::now();
+    let command = format!("{command} '{}'", at.join(name).display());
     loop {
-        let output = try_sh(at, &format!("timeout 10 {command}"));
+        let output = try_sh(Path::new("/"), &format!("timeout 10 {command}"));
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         if said.contains("Permission denied") {
             println!("{command}: EACCES after {:?}", begun.elapsed());
@@ -153,11 +154,11 @@ async fn a_mount_whose_user_is_let_in_no_more_says_so_and_can_be_unmounted() {
     let id = created["token_id"].as_str().unwrap();
     done(admin.request("DELETE", &format!("/v1/tokens/{id}?user=ursula"))).await;
     for mount in [&by_password, &by_token] {
-        // A name that no cache has, what every cache has, and a change.
-        denied_within(mount.path(), "stat no-such-name");
-        denied_within(mount.path(), "cat kept");
-        denied_within(mount.path(), "ls -l .");
-        denied_within(mount.path(), "mkdir directory");
+        // What every cache has, what none has, and a change.
+        denied_within(mount.path(), "cat", "kept");
+        denied_within(mount.path(), "ls -l", "");
+        denied_within(mount.path(), "stat", "no-such-name");
+        denied_within(mount.path(), "mkdir", "directory");
     }
     by_token.unmount();
     by_password.unmount();
@@ -167,6 +168,42 @@ async fn a_mount_whose_user_is_let_in_no_more_says_so_and_can_be_unmounted() {
     let again = cluster.mount_as("alice", &password_of("alice"), "by-password", "");
     assert!(fs::read(again.path().join("kept")).unwrap() == noise(1, 100_000));
     again.unmount();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_key_signs_while_requests_run_and_none_of_them_notices() {
+    let cluster = Cluster::start();
+    let admin = cluster.login("admin", "admin123").await;
+    let (stop, mut stopped) = tokio::sync::watch::channel(false);
+    let http = (admin.request("GET", "/v1/me"), admin.request("GET", "/status"));
+    let load = tokio::spawn(async move {
+        let mut count = 0_u32;
+        while !*stopped.borrow_and_update() {
+            for request in [&http.0, &http.1] {
+                let answer = request.try_clone().unwrap().send().await.unwrap();
+                assert_eq!(answer.status(), 200);
+                count += 1;
+            }
+        }
+        count
+    });
+    for _ in 0..5 {
+        cluster.tandem(&["admin", "keys", "rotate"]);
+        let fresh = cluster.login("admin", "admin123").await;
+        done(fresh.request("GET", "/v1/me")).await;
+    }
+    stop.send(true).unwrap();
+    let count = load.await.unwrap();
+    println!("{count} requests with the token of before, none refused");
+    let keys = cluster.tandem_json(&["admin", "keys", "list"]);
+    let keys = keys["keys"].as_array().unwrap();
+    assert_eq!(keys.len(), 6);
+    let fresh = cluster.login("admin", "admin123").await;
+    cluster.tandem(&["admin", "keys", "drop", keys[5]["key_id"].as_str().unwrap()]);
+    assert_eq!(admin.request("GET", "/v1/me").send().await.unwrap().status(), 401);
+    done(fresh.request("GET", "/v1/me")).await;
+    let file = cluster.data().join("jwt.key");
+    assert_eq!(sh(&cluster.data(), &format!("stat -c %a {}", file.display())), "600\n");
 }
 
 #[test]

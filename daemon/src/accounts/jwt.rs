@@ -41,6 +41,12 @@ pub(super) struct Claims {
 }
 
 struct Key {
+    /// Names the key; it is the `kid` of its tokens.
+    id: String,
+    /// As the file has it.
+    hex: String,
+    /// Since when another key signs, in seconds since 1970.
+    replaced_s: Option<u64>,
     header: Header,
     /// The first part of every token that is signed with this key.
     prefix: String,
@@ -48,8 +54,9 @@ struct Key {
     verify: DecodingKey,
 }
 
-/// The keys: the first signs, all verify. One of them is replaced by putting a new first line into the file and
-/// taking the old one out when its last token has expired.
+/// The keys: the first signs, all verify. One that was replaced verifies until the last token that it can have signed has expired.
+///
+/// In the file each has a line, 64 hexadecimal digits or more, and `replaced=` with the second in which another took its place.
 pub(super) struct Keys {
     keys: Vec<Key>,
     validation: Validation,
@@ -117,6 +124,49 @@ impl Keys {
         Ok(Self { keys, validation })
     }
 
+    /// The keys with a new one that signs from now on. Those whose tokens have all expired are left out.
+    ///
+    /// # Errors
+    /// `Busy` when there would be too many that still have tokens.
+    pub(super) fn rotated(&self, now_s: u64, ttl_s: u64) -> Result<Self> {
+        let mut text = hex::encode(random::<32>()?);
+        let live = self.keys.iter().filter(|key| key.is_live(now_s, ttl_s));
+        for key in live {
+            text.push_str(&key.line(Some(key.replaced_s.unwrap_or(now_s))));
+        }
+        Self::parse(&text).map_err(|_| Error::busy("too many keys still have tokens; wait until they expire"))
+    }
+
+    /// The keys without one, whose tokens end with it. In the place of the one that signs there is a new one.
+    ///
+    /// # Errors
+    /// `NotFound`; as [`Keys::rotated`].
+    pub(super) fn without(&self, id: &str, now_s: u64, ttl_s: u64) -> Result<Self> {
+        let at = self.keys.iter().position(|key| key.id == id);
+        let at = at.ok_or_else(|| Error::not_found("key"))?;
+        let mut keys = if at == 0 { self.rotated(now_s, ttl_s)? } else { Self::parse(&self.text())? };
+        keys.keys.retain(|key| key.id != id);
+        Ok(keys)
+    }
+
+    /// What the file holds.
+    pub(super) fn text(&self) -> String {
+        self.keys.iter().map(|key| key.line(key.replaced_s)).collect::<String>().trim_start().to_owned()
+            + "\n"
+    }
+
+    /// The keys that count: the name of each, and since when another signs.
+    pub(super) fn list(&self, now_s: u64, ttl_s: u64) -> impl Iterator<Item = (&str, Option<u64>)> {
+        let live = self.keys.iter().filter(move |key| key.is_live(now_s, ttl_s));
+        live.map(|key| (key.id.as_str(), key.replaced_s))
+    }
+
+    /// The name of the key that a token was signed with.
+    pub(super) fn key_of(&self, token: &str) -> Option<&str> {
+        let (prefix, _) = token.split_once('.')?;
+        self.keys.iter().find(|key| key.prefix == prefix).map(|key| key.id.as_str())
+    }
+
     /// A token for a user, and its claims.
     ///
     /// # Errors
@@ -149,7 +199,7 @@ impl Keys {
             return None;
         }
         let (prefix, _) = token.split_once('.')?;
-        let key = self.keys.iter().find(|key| key.prefix == prefix)?;
+        let key = self.keys.iter().find(|key| key.prefix == prefix && key.is_live(now_s, ttl_s))?;
         let claims = jsonwebtoken::decode::<Claims>(token, &key.verify, &self.validation).ok()?.claims;
         let fresh = claims.exp > now_s
             && claims.iat <= now_s.saturating_add(LEEWAY_S)
@@ -160,20 +210,41 @@ impl Keys {
 
 impl Key {
     fn parse(line: &str) -> Result<Self> {
-        let secret = hex::decode(line)
+        let (hex, rest) = line.split_once(' ').unwrap_or((line, ""));
+        let replaced_s = match rest.trim().strip_prefix("replaced=").map(str::parse) {
+            Some(Ok(seconds)) => Some(seconds),
+            None if rest.is_empty() => None,
+            _ => return Err(Error::invalid("after a key there is nothing but replaced=SECONDS")),
+        };
+        let secret = hex::decode(hex)
             .ok()
             .filter(|secret| secret.len() >= 32)
             .ok_or_else(|| Error::invalid("a key is at least 32 bytes, written as 64 hexadecimal digits"))?;
         let mut header = Header::new(Algorithm::HS256);
         let name = blake3::derive_key("tandemfs 2026-01 name of a signing key", &secret);
-        header.kid = Some(hex::encode(&name[..4]));
+        let id = hex::encode(&name[..4]);
+        header.kid = Some(id.clone());
         let json = serde_json::to_vec(&header).map_err(|error| Error::internal("a header").because(error))?;
         Ok(Self {
+            id,
+            hex: hex.to_owned(),
+            replaced_s,
             prefix: URL_SAFE_NO_PAD.encode(json),
             header,
             sign: EncodingKey::from_secret(&secret),
             verify: DecodingKey::from_secret(&secret),
         })
+    }
+
+    /// Its line, after those before it.
+    fn line(&self, replaced_s: Option<u64>) -> String {
+        let replaced = replaced_s.map(|seconds| format!(" replaced={seconds}")).unwrap_or_default();
+        format!("\n{}{replaced}", self.hex)
+    }
+
+    /// Whether it can have signed a token that has not expired.
+    fn is_live(&self, now_s: u64, ttl_s: u64) -> bool {
+        self.replaced_s.is_none_or(|at| now_s <= at.saturating_add(ttl_s).saturating_add(LEEWAY_S))
     }
 }
 

@@ -7,7 +7,8 @@ use tandemfs::id::UserId;
 use tandemfs::{Error, ErrorKind, Result};
 
 use super::record::Account;
-use super::{Accounts, Caller, Pass, audit, password, users};
+use super::{Accounts, Caller, Pass, password, users};
+use crate::audit::outcome;
 use crate::meta::{self, keys};
 
 /// The most logouts that are read at start; each is forgotten when its token would have expired.
@@ -34,8 +35,11 @@ impl Accounts {
     /// another machine; `Invalid` for an overlong password; `Unavailable` when too many log in at once.
     pub async fn login(&self, username: &str, password: &str, from: IpAddr) -> Result<Login> {
         let result = self.try_login(username, password, from).await;
-        let outcome = result.as_ref().map_or_else(|error| error.kind().code(), |_| "ok");
-        audit(username, "login", "", Some(from), outcome);
+        // A try that was not let through tells nothing beyond those that used up what was allowed, and there is no bound to how
+        // many of them somebody can make: they are counted, not listed.
+        if !result.as_ref().is_err_and(|error| error.kind().is_retryable()) {
+            self.audit.note(username, "login", "", Some(from), outcome(&result)).await;
+        }
         result
     }
 
@@ -56,7 +60,7 @@ impl Accounts {
         }
         let account = self.strengthen(account, password).await?;
         let ttl = self.rules.token_ttl_s;
-        let (token, _) = self.keys.sign(account.id.0, account.generation, self.now_s(), ttl)?;
+        let (token, _) = self.keys().sign(account.id.0, account.generation, self.now_s(), ttl)?;
         Ok(Login { token, expires_in: ttl, account })
     }
 
@@ -109,8 +113,8 @@ impl Accounts {
         from: IpAddr,
     ) -> Result<()> {
         let result = self.try_change_password(caller, current, new, from).await;
-        let outcome = result.as_ref().map_or_else(|error| error.kind().code(), |()| "ok");
-        audit(&caller.username, "change password", &caller.username, Some(from), outcome);
+        let name = &caller.username;
+        self.audit.note(name, "change password", name, Some(from), outcome(&result)).await;
         result
     }
 
@@ -147,7 +151,8 @@ impl Accounts {
 
     /// The user of a JWT that counts.
     pub(super) async fn owner_of_jwt(&self, token: &str) -> Result<Option<(Arc<Account>, Pass)>> {
-        let Some(claims) = self.keys.verify(token, self.now_s(), self.rules.token_ttl_s) else {
+        let keys = self.keys();
+        let Some(claims) = keys.verify(token, self.now_s(), self.rules.token_ttl_s) else {
             return Ok(None);
         };
         if self.revoked().contains_key(&claims.jti) {
@@ -155,7 +160,9 @@ impl Accounts {
         }
         let Ok(id) = claims.sub.parse::<UserId>() else { return Ok(None) };
         let account = self.by_id(id).await?.filter(|account| account.generation == claims.ver);
-        Ok(account.map(|account| (account, Pass { user: id, token: claims.jti })))
+        Ok(account.map(|account| {
+            (account, Pass { user: id, token: claims.jti, key: keys.key_of(token).map(str::to_owned) })
+        }))
     }
 
     /// Ends a JWT, or revokes an API token.
@@ -165,7 +172,7 @@ impl Accounts {
     pub async fn logout(&self, caller: &Caller, token: &str, from: IpAddr) -> Result<()> {
         if token.starts_with(super::token::PREFIX) {
             self.revoke_secret(token).await?;
-        } else if let Some(claims) = self.keys.verify(token, self.now_s(), self.rules.token_ttl_s) {
+        } else if let Some(claims) = self.keys().verify(token, self.now_s(), self.rules.token_ttl_s) {
             let write = meta::put(keys::revoked(claims.exp, &claims.jti), &())?;
             self.meta.commit(Vec::new(), vec![write]).await?;
             let now = self.now_s();
@@ -176,7 +183,7 @@ impl Accounts {
             }
             self.visits.end(|pass| pass.token == claims.jti);
         }
-        audit(&caller.username, "logout", "", Some(from), "ok");
+        self.audit.note(&caller.username, "logout", "", Some(from), "ok").await;
         Ok(())
     }
 

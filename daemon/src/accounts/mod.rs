@@ -7,6 +7,7 @@ mod jwt;
 mod login;
 mod password;
 mod record;
+mod signing;
 mod throttle;
 mod token;
 mod users;
@@ -20,9 +21,8 @@ pub use visits::Visit;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::net::IpAddr;
-use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, RwLock};
 
 use async_trait::async_trait;
 use quick_cache::sync::Cache;
@@ -31,6 +31,7 @@ use tandemfs::clock::Clock;
 use tandemfs::id::{UserId, VolumeId};
 use tandemfs::{Error, Result};
 
+use crate::audit::Audit;
 use crate::meta::{self, Meta, Write, keys};
 use visits::{Pass, Visits};
 
@@ -91,10 +92,12 @@ pub struct Rules {
 #[derive(Debug)]
 pub struct Accounts {
     meta: Meta,
+    audit: Arc<Audit>,
     clock: Arc<dyn Clock>,
     homes: Arc<dyn Homes>,
     rules: Rules,
-    keys: jwt::Keys,
+    key_file: PathBuf,
+    keys: RwLock<Arc<jwt::Keys>>,
     hasher: password::Hasher,
     throttle: throttle::Throttle,
     users: Cache<UserId, Arc<Account>>,
@@ -113,6 +116,7 @@ impl Accounts {
     /// Those of the metadata, and of the file with the signing keys.
     pub async fn open(
         meta: Meta,
+        audit: Arc<Audit>,
         homes: Arc<dyn Homes>,
         clock: Arc<dyn Clock>,
         rules: Rules,
@@ -121,7 +125,8 @@ impl Accounts {
     ) -> Result<Self> {
         let accounts = Self {
             throttle: throttle::Throttle::open(meta.clone(), Arc::clone(&clock)).await?,
-            keys: jwt::Keys::open(key_file)?,
+            keys: RwLock::new(Arc::new(jwt::Keys::open(key_file)?)),
+            key_file: key_file.to_owned(),
             hasher: password::Hasher::new(rules.max_logins)?,
             users: Cache::new(CACHE_ENTRIES),
             tokens: Cache::new(CACHE_ENTRIES),
@@ -129,6 +134,7 @@ impl Accounts {
             visits: Arc::default(),
             changing: tokio::sync::Mutex::default(),
             meta,
+            audit,
             clock,
             homes,
             rules,
@@ -221,14 +227,6 @@ impl Accounts {
         self.users.insert(after.id, Arc::clone(&after));
         Ok(after)
     }
-}
-
-/// Writes one line about something that somebody may want to know later: who did what to which object, from where, and what
-/// came of it. Names are quoted and escaped, so that no name can forge a line.
-pub fn audit(who: &str, what: &str, object: &str, from: Option<IpAddr>, result: &str) {
-    let from = from.map(|address| address.to_string()).unwrap_or_default();
-    let request = crate::http::problem::request_id();
-    log::info!(target: "audit", "who={who:?} what={what:?} object={object:?} from={from:?} result={result:?} request={request:?}");
 }
 
 #[cfg(test)]

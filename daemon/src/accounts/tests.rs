@@ -10,6 +10,7 @@ use tandemfs::clock::ManualClock;
 use tandemfs::id::{UserId, VolumeId};
 
 use super::{Accounts, Caller, Homes, NewUser, Rules};
+use crate::audit::Audit;
 use crate::meta::memory::MemoryStore;
 use crate::meta::{Meta, Write};
 
@@ -76,7 +77,9 @@ impl World {
         let meta = Meta::open(Arc::new(self.store.clone())).await?;
         let rules = Rules { token_ttl_s: 900, max_logins: 2, quota_bytes: None, quota_files: None };
         let homes: Arc<dyn Homes> = self.homes.clone();
-        Accounts::open(meta, homes, Arc::new(self.clock.clone()), rules, &self.key, password).await
+        let clock = Arc::new(self.clock.clone());
+        let audit = Audit::open(&self.key.with_file_name("audit"), meta.clone(), clock.clone()).await?;
+        Accounts::open(meta, Arc::new(audit), homes, clock, rules, &self.key, password).await
     }
 }
 
@@ -337,6 +340,38 @@ async fn what_is_under_way_is_cut_with_its_token_and_nothing_else_is() {
     let last = visit(&accounts.login("bob", "another password", HERE).await.unwrap().token).await;
     accounts.delete(&admin, "bob", HERE).await.unwrap();
     assert!(last.is_cut() && !own.is_cut());
+}
+
+#[tokio::test]
+async fn another_key_signs_without_a_restart_and_a_dropped_key_ends_its_logins() {
+    let world = World::new();
+    let accounts = world.start().await;
+    let admin = admin(&accounts).await;
+    with_alice(&accounts).await;
+    let old = token(&accounts, "alice").await;
+    let (_, of_old) = accounts.authenticate(&old).await.unwrap();
+    let keys = accounts.rotate_keys(&admin, HERE).await.unwrap().keys;
+    assert!(keys.len() == 2 && keys[0].replaced.is_none() && keys[1].replaced.is_some(), "{keys:?}");
+    let new = token(&accounts, "alice").await;
+    drop(accounts);
+    let accounts = world.start().await;
+    assert!(accounts.authenticate(&old).await.is_ok(), "until it expires, also after a restart");
+    let (_, of_new) = accounts.authenticate(&new).await.unwrap();
+    accounts.drop_key(&admin, &keys[1].key_id, HERE).await.unwrap();
+    assert_eq!(kind(accounts.authenticate(&old).await), ErrorKind::Unauthenticated);
+    assert!(accounts.authenticate(&new).await.is_ok() && !of_new.is_cut());
+    assert!(!of_old.is_cut(), "it is of another run");
+    accounts.drop_key(&admin, &keys[0].key_id, HERE).await.unwrap();
+    assert!(of_new.is_cut());
+    assert_eq!(kind(accounts.authenticate(&new).await), ErrorKind::Unauthenticated);
+    assert!(accounts.authenticate(&token(&accounts, "alice").await).await.is_ok(), "a new one has its place");
+    assert_eq!(kind(accounts.drop_key(&admin, "no such", HERE).await), ErrorKind::NotFound);
+    let entries = accounts.audit.page(100, None).await.unwrap().entries;
+    let told: Vec<_> = entries.iter().map(|entry| (entry.what.as_str(), entry.result.as_str())).collect();
+    for what in [("rotate signing keys", "ok"), ("drop signing key", "ok"), ("drop signing key", "not_found")]
+    {
+        assert!(told.contains(&what), "{told:?}");
+    }
 }
 
 #[tokio::test]

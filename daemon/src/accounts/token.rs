@@ -9,7 +9,7 @@ use tandemfs::id::UserId;
 use tandemfs::{Error, Result};
 
 use super::record::{Account, ApiToken};
-use super::{Accounts, Caller, Pass, audit, jwt, login};
+use super::{Accounts, Caller, Pass, jwt, login};
 use crate::meta::{self, Guard, Write, keys};
 
 /// How a token begins, so that people and scanners of secrets know it.
@@ -84,7 +84,7 @@ impl Accounts {
                 error
             }
         })?;
-        audit(&caller.username, "create token", &new.name, Some(from), "ok");
+        self.audit.note(&caller.username, "create token", &new.name, Some(from), "ok").await;
         Ok(api::CreatedToken { token: secret, info: describe(&token, &caller.username) })
     }
 
@@ -113,7 +113,8 @@ impl Accounts {
         self.tokens.remove(&hash);
         self.meta.commit(Vec::new(), vec![meta::remove(index), meta::remove(keys::token(&hash))]).await?;
         self.visits.end(|pass| pass.token == token.id);
-        audit(&caller.username, "revoke token", &format!("{username}/{}", token.name), Some(from), "ok");
+        let object = format!("{username}/{}", token.name);
+        self.audit.note(&caller.username, "revoke token", &object, Some(from), "ok").await;
         Ok(())
     }
 
@@ -153,7 +154,7 @@ impl Accounts {
         if account.as_ref().is_some_and(|account| !account.disabled) {
             self.note_use(&hash, &token, now).await;
         }
-        Ok(account.map(|account| (account, Pass { user: token.user, token: token.id.clone() })))
+        Ok(account.map(|account| (account, Pass { user: token.user, token: token.id.clone(), key: None })))
     }
 
     /// Keeps when a token was last used, to the minute. That this cannot be stored keeps nobody from using it.

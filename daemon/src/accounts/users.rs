@@ -9,7 +9,8 @@ use tandemfs::id::UserId;
 use tandemfs::{Error, Result};
 
 use super::record::Account;
-use super::{Accounts, Caller, audit, login, password};
+use super::{Accounts, Caller, login, password};
+use crate::audit::{self, outcome};
 use crate::meta::{self, Guard, keys};
 
 /// The name of the first admin.
@@ -80,7 +81,7 @@ impl Accounts {
         };
         match self.insert(&new, given.is_none()).await {
             Ok(_) => {
-                audit("", "create user", FIRST_ADMIN, None, "ok");
+                self.audit.note(audit::DAEMON, "create user", FIRST_ADMIN, None, "ok").await;
                 Ok(())
             }
             Err(error) if login::is_stale(&error) => Ok(()),
@@ -94,8 +95,7 @@ impl Accounts {
     /// `Invalid`; `AlreadyExists`.
     pub async fn create(&self, caller: &Caller, new: &NewUser, from: IpAddr) -> Result<api::User> {
         let result = self.try_create(new).await;
-        let outcome = result.as_ref().map_or_else(|error| error.kind().code(), |_| "ok");
-        audit(&caller.username, "create user", &new.username, Some(from), outcome);
+        self.audit.note(&caller.username, "create user", &new.username, Some(from), outcome(&result)).await;
         self.describe(&*result?).await
     }
 
@@ -220,13 +220,12 @@ impl Accounts {
         from: IpAddr,
     ) -> Result<api::User> {
         let result = self.try_change(username, change).await;
-        let outcome = result.as_ref().map_or_else(|error| error.kind().code(), |_| "ok");
         let mut what = vec!["change user"];
         what.extend(change.role.map(|_| "role"));
         what.extend(change.disabled.map(|_| "disabled"));
         what.extend(change.quota_bytes.or(change.quota_files).map(|_| "quota"));
         what.extend(change.password.as_ref().map(|_| "password"));
-        audit(&caller.username, &what.join(" "), username, Some(from), outcome);
+        self.audit.note(&caller.username, &what.join(" "), username, Some(from), outcome(&result)).await;
         self.describe(&*result?).await
     }
 
@@ -299,8 +298,7 @@ impl Accounts {
     /// `NotFound`; `Forbidden` for the last admin.
     pub async fn delete(&self, caller: &Caller, username: &str, from: IpAddr) -> Result<()> {
         let result = self.try_delete(username).await;
-        let outcome = result.as_ref().map_or_else(|error| error.kind().code(), |()| "ok");
-        audit(&caller.username, "delete user", username, Some(from), outcome);
+        self.audit.note(&caller.username, "delete user", username, Some(from), outcome(&result)).await;
         result
     }
 

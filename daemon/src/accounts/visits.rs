@@ -15,6 +15,8 @@ pub(super) struct Pass {
     pub(super) user: UserId,
     /// Names the token.
     pub(super) token: String,
+    /// Names the key that has signed it, if it is a JWT.
+    pub(super) key: Option<String>,
 }
 
 /// All requests that are under way.

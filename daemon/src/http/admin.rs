@@ -1,5 +1,7 @@
 //! Nodes, jobs, sessions and the system, for admins.
 
+use std::sync::Arc;
+
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -13,8 +15,9 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::extract::OptionalJson;
+use super::whole::whole;
 use super::{Admin, Json, Path, Peer, Problem, Problems, Query};
-use crate::accounts::audit;
+use crate::audit::outcome;
 use crate::daemon::App;
 
 pub(super) fn routes() -> OpenApiRouter<App> {
@@ -74,10 +77,13 @@ async fn fail_node(
 ) -> Result<Json<Node>, Problem> {
     let id = node_id(&node)?;
     let mode = body.unwrap_or_default().mode;
-    let result = app.replicator.fail_node(id, mode).await;
-    let outcome = result.as_ref().map_or_else(|error| error.kind().code(), |_| "ok");
-    audit(&caller.username, &format!("fail node {mode:?}"), &node, Some(from), outcome);
-    Ok(Json(result?))
+    let failed = whole(async move {
+        let result = app.replicator.fail_node(id, mode).await;
+        let what = format!("fail node {mode:?}");
+        app.audit.note(&caller.username, &what, &node, Some(from), outcome(&result)).await;
+        result
+    });
+    Ok(Json(failed.await?))
 }
 
 /// Bring a node back to what the records say that it holds.
@@ -93,10 +99,13 @@ async fn repair_node(
 ) -> Result<Response, Problem> {
     let id = node_id(&node)?;
     let begun = tokio::time::Instant::now();
-    let result = app.jobs.repair_node(id).await;
-    let outcome = result.as_ref().map_or_else(|error| error.kind().code(), |_| "ok");
-    audit(&caller.username, "repair node", &node, Some(from), outcome);
-    let job = result?;
+    let begin = Arc::clone(&app);
+    let job = whole(async move {
+        let result = begin.jobs.repair_node(id).await;
+        begin.audit.note(&caller.username, "repair node", &node, Some(from), outcome(&result)).await;
+        result
+    });
+    let job = job.await?;
     if !wait.wait.unwrap_or(true) {
         return Ok((StatusCode::ACCEPTED, Json(app.jobs.get(job)?)).into_response());
     }
@@ -137,17 +146,22 @@ async fn start_job(
     Peer(from): Peer,
     Json(start): Json<StartJob>,
 ) -> Result<impl IntoResponse, Problem> {
-    let result = match (start.kind, start.node_id) {
-        (JobKind::RepairNode, Some(node)) => app.jobs.repair_node(node).await,
-        (JobKind::RepairNode, None) => Err(Error::invalid("which node? give node_id")),
-        (JobKind::Scrub, node) => app.jobs.scrub(node).await,
-        (JobKind::Heal, None) => app.jobs.heal().await,
-        (JobKind::Collect, None) => app.jobs.collect().await,
-        (JobKind::Heal | JobKind::Collect, Some(_)) => Err(Error::invalid("this job is not about one node")),
-    };
-    let outcome = result.as_ref().map_or_else(|error| error.kind().code(), |_| "ok");
-    audit(&caller.username, "start job", &format!("{:?}", start.kind), Some(from), outcome);
-    Ok((StatusCode::ACCEPTED, Json(app.jobs.get(result?)?)))
+    let started = whole(async move {
+        let result = match (start.kind, start.node_id) {
+            (JobKind::RepairNode, Some(node)) => app.jobs.repair_node(node).await,
+            (JobKind::RepairNode, None) => Err(Error::invalid("which node? give node_id")),
+            (JobKind::Scrub, node) => app.jobs.scrub(node).await,
+            (JobKind::Heal, None) => app.jobs.heal().await,
+            (JobKind::Collect, None) => app.jobs.collect().await,
+            (JobKind::Heal | JobKind::Collect, Some(_)) => {
+                Err(Error::invalid("this job is not about one node"))
+            }
+        };
+        let object = format!("{:?}", start.kind);
+        app.audit.note(&caller.username, "start job", &object, Some(from), outcome(&result)).await;
+        app.jobs.get(result?)
+    });
+    Ok((StatusCode::ACCEPTED, Json(started.await?)))
 }
 
 fn job_id(text: &str) -> Result<JobId, Problem> {
@@ -174,9 +188,13 @@ async fn cancel_job(
     Peer(from): Peer,
     Path(job): Path<String>,
 ) -> Result<Json<Job>, Problem> {
-    let cancelled = app.jobs.cancel(job_id(&job)?).await?;
-    audit(&caller.username, "cancel job", &job, Some(from), "ok");
-    Ok(Json(cancelled))
+    let id = job_id(&job)?;
+    let cancelled = whole(async move {
+        let result = app.jobs.cancel(id).await;
+        app.audit.note(&caller.username, "cancel job", &job, Some(from), outcome(&result)).await;
+        result
+    });
+    Ok(Json(cancelled.await?))
 }
 
 /// End a job: the same as `DELETE` of it.

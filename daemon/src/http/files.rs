@@ -11,6 +11,7 @@ use axum::http::header::{
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use tandemfs::api::files::{File, FileDetail, FilePage, ListFiles, Storage};
+use tandemfs::api::users::Role;
 use tandemfs::name::{Name, PATH_MAX, split_path};
 use tandemfs::{Error, Result};
 use utoipa::ToSchema;
@@ -18,8 +19,10 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::disposition::attachment;
-use super::{Json, Path, Problem, Problems, Query};
+use super::whole::whole;
+use super::{Json, Path, Peer, Problem, Problems, Query};
 use crate::accounts::Caller;
+use crate::audit::outcome;
 use crate::daemon::App;
 use crate::volumes::files::{Preconditions, RangeAnswer, etag, range_of};
 
@@ -133,10 +136,19 @@ async fn stat(
 async fn delete(
     State(app): State<App>,
     caller: Caller,
+    Peer(from): Peer,
     Path(id): Path<String>,
     headers: HeaderMap,
 ) -> Result<StatusCode, Problem> {
-    app.volumes.delete(&caller, &id, &preconditions(&headers)).await?;
+    let preconditions = preconditions(&headers);
+    whole(async move {
+        let result = app.volumes.delete(&caller, &id, &preconditions).await;
+        if caller.role == Role::Admin {
+            app.audit.note(&caller.username, "delete file", &id, Some(from), outcome(&result)).await;
+        }
+        result
+    })
+    .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

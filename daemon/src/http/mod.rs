@@ -1,6 +1,7 @@
 //! The REST API: extract, call, reply. Nothing is decided here.
 
 mod admin;
+mod audit;
 pub mod auth;
 mod cut;
 mod disposition;
@@ -9,6 +10,7 @@ mod files;
 mod fs;
 mod gate;
 mod health;
+mod keys;
 mod limits;
 mod openapi;
 pub mod problem;
@@ -65,6 +67,8 @@ fn routes() -> OpenApiRouter<App> {
         .merge(fs::routes())
         .merge(status::routes())
         .merge(admin::routes())
+        .merge(audit::routes())
+        .merge(keys::routes())
         .merge(health::routes())
         .merge(openapi::routes())
 }

@@ -171,6 +171,11 @@ const FOR_ADMINS: &[&str] = &[
     "DELETE /v1/jobs/{job_id}",
     "POST /v1/jobs/{job_id}/cancel",
     "GET /v1/sessions",
+    "GET /v1/keys",
+    "POST /v1/keys",
+    "DELETE /v1/keys/{key_id}",
+    "GET /v1/audit",
+    "GET /v1/audit/verify",
 ];
 const FOR_ALL: &[&str] =
     &["POST /login", "GET /healthz", "GET /readyz", "GET /openapi.json", "GET /docs", "GET /docs/errors"];

@@ -3,6 +3,7 @@
 //!
 //! | key | record |
 //! | --- | --- |
+//! | `a` | where the chain of the audit log ends |
 //! | `b` volume block | [`super::record::Block`]: where its copies are |
 //! | `c` name | the next number of a kind |
 //! | `e` | the epoch: the number of the daemon's run |
@@ -33,6 +34,11 @@ fn key(kind: u8, parts: &[&[u8]]) -> Key {
         key.extend_from_slice(part);
     }
     key
+}
+
+/// Where the chain of the audit log ends.
+pub fn audit_head() -> Key {
+    key(b'a', &[])
 }
 
 /// A record of a volume's tree.

@@ -163,3 +163,50 @@ fn a_key_file_is_private_and_its_keys_are_long() {
         assert!(Keys::open(&path).is_err(), "{bad:?}");
     }
 }
+
+#[test]
+fn a_replaced_key_verifies_until_its_last_token_expires_and_a_dropped_one_not_at_all() {
+    let first = keys();
+    let (old, claims) = first.sign(3, 1, NOW, TTL).unwrap();
+    let second = first.rotated(NOW + 10, TTL).unwrap();
+    let (new, _) = second.sign(3, 1, NOW + 10, TTL).unwrap();
+    assert_ne!(second.key_of(&old), second.key_of(&new));
+    assert_eq!(second.verify(&old, NOW + 10, TTL), Some(claims));
+    assert!(second.verify(&new, NOW + 10, TTL).is_some());
+    // Also for who reads the file that this is written to.
+    let second = Keys::parse(&second.text()).unwrap();
+    let ids: Vec<_> = second.list(NOW + 10, TTL).map(|(id, replaced)| (id.to_owned(), replaced)).collect();
+    assert_eq!((ids.len(), ids[0].1, ids[1].1), (2, None, Some(NOW + 10)));
+
+    // Whoever has the old key cannot sign with it for ever.
+    let late = NOW + 10 + TTL + 6;
+    let header = Header { kid: Some(ids[1].0.clone()), ..Header::new(Algorithm::HS256) };
+    let mut forged = claims_at(late);
+    assert!(first.verify(&forge(&header, &forged), late, TTL).is_some());
+    assert_eq!(second.verify(&forge(&header, &forged), late, TTL), None);
+    forged["iat"] = json!(NOW + 5);
+    assert_eq!(second.verify(&forge(&header, &forged), late, TTL), None);
+    assert_eq!(second.rotated(late, TTL).unwrap().list(late, TTL).count(), 2, "the first is left out");
+
+    let without_old = second.without(&ids[1].0, NOW + 20, TTL).unwrap();
+    assert_eq!(without_old.verify(&old, NOW + 20, TTL), None);
+    assert!(without_old.verify(&new, NOW + 20, TTL).is_some());
+    let without_new = second.without(&ids[0].0, NOW + 20, TTL).unwrap();
+    assert_eq!(without_new.verify(&new, NOW + 20, TTL), None);
+    assert!(without_new.verify(&old, NOW + 20, TTL).is_some());
+    let (newest, _) = without_new.sign(3, 1, NOW + 20, TTL).unwrap();
+    assert!(without_new.verify(&newest, NOW + 20, TTL).is_some());
+    assert!(second.without("no such", NOW, TTL).is_err());
+
+    let mut many = keys();
+    let refused = (0..20).find_map(|_| many.rotated(NOW, TTL).map(|next| many = next).err());
+    assert_eq!(refused.unwrap().kind(), tandemfs::ErrorKind::Busy, "no live key is thrown out by others");
+    for bad in ["replaced", "replaced=x", "x", "replaced=1 2"] {
+        assert!(Keys::parse(&format!("{} {bad}", hex::encode(SECRET))).is_err(), "{bad}");
+    }
+}
+
+fn claims_at(now: u64) -> Value {
+    let (_, claims) = keys().sign(3, 1, now, TTL).unwrap();
+    serde_json::to_value(claims).unwrap()
+}
