@@ -9,6 +9,7 @@ pub mod blocks;
 pub mod daemon;
 pub mod http;
 pub mod meta;
+pub mod metrics;
 pub mod options;
 pub mod replicate;
 pub mod sessions;

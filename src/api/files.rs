@@ -136,6 +136,8 @@ pub struct Status {
     pub replicas: u32,
     /// The blocks.
     pub blocks: BlockCounts,
+    /// The last scrub of a node that came to its end; null before any.
+    pub last_scrub: Option<LastScrub>,
     /// The daemon's version.
     pub version: String,
     /// Seconds since the daemon started.
@@ -143,6 +145,15 @@ pub struct Status {
     /// What an admin should know, such as a default password in use; empty for others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+}
+
+/// What the last scrub has found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LastScrub {
+    /// When it ended.
+    pub ended: String,
+    /// Copies that were damaged or missing. They were made anew where there was a good copy left.
+    pub bad_copies: u64,
 }
 
 /// How many nodes there are.

@@ -24,6 +24,14 @@ fn status_text(status: &Status) -> String {
             "blocks   {} in {} copies each; {} under-replicated, {} lost",
             blocks.total, status.replicas, blocks.under_replicated, blocks.lost
         ),
+        match &status.last_scrub {
+            Some(scrub) => format!(
+                "scrub    {}, {} bad copies found",
+                output::seconds_of(&scrub.ended),
+                scrub.bad_copies
+            ),
+            None => "scrub    none yet".to_owned(),
+        },
         format!("daemon   version {}, up {}", output::escape(&status.version), duration(status.uptime_s)),
     ];
     lines.extend(status.warnings.iter().map(|warning| format!("WARNING  {}", output::escape(warning))));

@@ -11,6 +11,7 @@ mod damage;
 mod disk_full;
 mod documents;
 mod failure;
+mod metrics;
 mod power;
 mod rest;
 mod revocation;

@@ -10,6 +10,7 @@ use super::record::Account;
 use super::{Accounts, Caller, Pass, password, users};
 use crate::audit::outcome;
 use crate::meta::{self, keys};
+use crate::metrics::{COUNTERS, WithResult};
 
 /// The most logouts that are read at start; each is forgotten when its token would have expired.
 const REVOKED_MAX: usize = 1_000_000;
@@ -35,6 +36,7 @@ impl Accounts {
     /// another machine; `Invalid` for an overlong password; `Unavailable` when too many log in at once.
     pub async fn login(&self, username: &str, password: &str, from: IpAddr) -> Result<Login> {
         let result = self.try_login(username, password, from).await;
+        COUNTERS.logins.get_or_create(&WithResult { result: outcome(&result) }).inc();
         // A try that was not let through tells nothing beyond those that used up what was allowed, and there is no bound to how
         // many of them somebody can make: they are counted, not listed.
         if !result.as_ref().is_err_and(|error| error.kind().is_retryable()) {

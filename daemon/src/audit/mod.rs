@@ -22,6 +22,7 @@ use tokio::sync::Mutex;
 
 use self::files::{Files, Limits};
 use crate::meta::{self, Meta, keys};
+use crate::metrics::COUNTERS;
 
 /// Characters of each field that are kept.
 const FIELD_MAX: usize = 256;
@@ -90,6 +91,7 @@ impl Audit {
         let written = self.write(entry).await;
         self.failing.store(written.is_err(), Ordering::Relaxed);
         if let Err(error) = written {
+            COUNTERS.audit_failures.inc();
             log::error!(
                 "the audit log cannot be written: {error:?}; who={who:?} what={what:?} object={object:?} result={result:?}"
             );

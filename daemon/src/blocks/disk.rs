@@ -14,6 +14,8 @@ use tandemfs::{Error, Result, block};
 
 use super::{BlockStore, Object, Room, cut, direct};
 
+use crate::metrics::COUNTERS;
+
 /// A node on a local directory. One process at a time has it open.
 #[derive(Clone, Debug)]
 pub struct DiskStore(Arc<Inner>);
@@ -140,6 +142,7 @@ impl Inner {
         result.map_err(|error| {
             self.failed.store(true, Ordering::SeqCst);
             log::error!("{}: sync failed, the node takes no more changes: {error}", path.display());
+            COUNTERS.sync_failures.inc();
             failure(error, path)
         })
     }

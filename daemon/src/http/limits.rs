@@ -24,6 +24,7 @@ use tokio::time::{Instant, Sleep};
 use super::Problem;
 use super::cut::{self, Cut, Place};
 use super::problem::{REQUEST_ID, respond};
+use crate::metrics::{COUNTERS, WithStatus};
 
 /// The largest body of a request, where a route does not say otherwise.
 pub(super) const BODY_BYTES_MAX: usize = 1 << 20;
@@ -54,6 +55,8 @@ impl Limits {
 pub(super) async fn apply(State(limits): State<Arc<Limits>>, request: Request, next: Next) -> Response {
     let id = request_id(request.headers());
     let mut response = REQUEST_ID.scope(id.clone(), answer(&limits, request, next)).await;
+    let status = response.status().as_u16();
+    COUNTERS.requests.get_or_create(&WithStatus { status }).inc();
     let headers = response.headers_mut();
     let mut put = |name: HeaderName, value: &'static str| {
         headers.entry(name).or_insert(HeaderValue::from_static(value));
@@ -120,6 +123,7 @@ async fn answer(limits: &Limits, request: Request, next: Next) -> Response {
     let response = match response {
         Ok(response) => response,
         Err(panic) => {
+            COUNTERS.panics.inc();
             let text = panic.downcast_ref::<&str>().copied().map(str::to_owned);
             let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
             Problem(Error::internal(format!("a handler panicked: {text}"))).into_response()

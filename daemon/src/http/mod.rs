@@ -12,6 +12,7 @@ mod gate;
 mod health;
 mod keys;
 mod limits;
+mod metrics;
 mod openapi;
 pub mod problem;
 mod server;
@@ -69,6 +70,7 @@ fn routes() -> OpenApiRouter<App> {
         .merge(admin::routes())
         .merge(audit::routes())
         .merge(keys::routes())
+        .merge(metrics::routes())
         .merge(health::routes())
         .merge(openapi::routes())
 }

@@ -171,6 +171,7 @@ const FOR_ADMINS: &[&str] = &[
     "DELETE /v1/jobs/{job_id}",
     "POST /v1/jobs/{job_id}/cancel",
     "GET /v1/sessions",
+    "GET /metrics",
     "GET /v1/keys",
     "POST /v1/keys",
     "DELETE /v1/keys/{key_id}",

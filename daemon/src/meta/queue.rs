@@ -10,6 +10,7 @@ use tandemfs::{Error, ErrorKind, Result};
 use tokio::sync::{Notify, oneshot};
 
 use super::{Guard, Key, MetaStore, Value, Write, keys, put, record};
+use crate::metrics::COUNTERS;
 use crate::watch;
 
 /// What may wait before [`Meta::ready`] makes others wait; [`Meta::submit`] refuses at twice that.
@@ -332,6 +333,7 @@ impl Shared {
     fn fail(&self, answers: Vec<oneshot::Sender<Result<()>>>, error: &Error) {
         let taken_over = error.kind() == ErrorKind::Stale;
         log::error!("metadata could not be committed: {error:?}");
+        COUNTERS.commit_failures.inc();
         let waiting = {
             let mut state = self.state();
             state.generation += 1;

@@ -21,6 +21,7 @@ use tandemfs::{Error, Result};
 use super::placement::Candidate;
 use crate::blocks::{BlockStore, Object, Room};
 use crate::meta::{self, Meta, keys};
+use crate::metrics::COUNTERS;
 use crate::watch;
 
 /// A node that fails so many calls in a row is marked as failed.
@@ -372,6 +373,7 @@ impl Nodes {
             return;
         }
         log::warn!("node {} has failed: {error:?}", node.id);
+        COUNTERS.node_failures.get_or_create(&node.id.into()).inc();
         record.state = NodeState::Failed;
         record.failed_by = Some(FailedBy::Probe);
         record.since = self.clock.now();

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::placement;
 use super::{HEDGE_READ, Node, Replicator};
 use crate::meta::record::Block;
+use crate::metrics::COUNTERS;
 
 impl Replicator {
     /// The bytes of a block in `range`, checked. A copy that is bad, missing or slow is read around and healed.
@@ -73,9 +74,13 @@ impl Replicator {
                         match error.kind() {
                             ErrorKind::Corrupt | ErrorKind::NotFound => {
                                 log::warn!("node {node} has no good copy of block {id}: {error:?}");
+                                COUNTERS.read_faults.get_or_create(&node.into()).inc();
                                 bad.insert(node);
                             }
-                            _ => unreachable = true,
+                            _ => {
+                                COUNTERS.unreachable_reads.get_or_create(&node.into()).inc();
+                                unreachable = true;
+                            }
                         }
                         next = order.next();
                     }

@@ -15,6 +15,7 @@ use super::{Node, Nodes, Replicator, finished, placement};
 use crate::blocks::BlockStore;
 use crate::meta::keys;
 use crate::meta::record::Block;
+use crate::metrics::COUNTERS;
 
 /// Objects that are listed at once.
 pub(crate) const LIST: usize = 256;
@@ -103,7 +104,15 @@ impl Replicator {
                 _ => Ok(Mended::default()),
             }
         });
-        finished(task).await
+        let result = finished(task).await;
+        match &result {
+            Ok(mended) => {
+                COUNTERS.bad_copies.inc_by(mended.bad);
+                COUNTERS.copies_made.inc_by(mended.copied);
+            }
+            Err(_) => drop(COUNTERS.heal_failures.inc()),
+        }
+        result
     }
 
     async fn mend_locked(

@@ -14,6 +14,8 @@ use tokio::time::Instant;
 use super::placement::{self, Candidate};
 use super::{HEDGE_WRITE, Node, Nodes};
 
+use crate::metrics::COUNTERS;
+
 /// What is to be written, and how often.
 pub(super) struct Spread<'a> {
     pub(super) nodes: &'a Nodes,
@@ -77,6 +79,7 @@ impl Spread<'_> {
                             Err(error) => {
                                 result.no_space |= error.kind() == ErrorKind::NoSpace;
                                 log::warn!("block {:?} was not written to node {id}: {error:?}", self.id);
+                                COUNTERS.write_faults.get_or_create(&id.into()).inc();
                             }
                         }
                     }

@@ -10,6 +10,8 @@ use tokio::time::sleep_until;
 
 use super::session::Session;
 
+use crate::metrics::COUNTERS;
+
 /// All sessions that have not ended.
 #[derive(Debug, Default)]
 pub(crate) struct Audience {
@@ -164,6 +166,7 @@ impl Audience {
             let deadline = session.deadline();
             if deadline <= tokio::time::Instant::now() {
                 log::warn!("session {} has not answered within its lease: fenced", session.id);
+                COUNTERS.sessions_fenced.inc();
                 self.end(session);
                 return;
             }

@@ -29,6 +29,7 @@ use self::audience::Audience;
 use self::session::{Answered, Begun, Session};
 use crate::accounts::Caller;
 use crate::meta::{self, Meta, Write, keys, record};
+use crate::metrics::COUNTERS;
 use crate::settings::Settings;
 use crate::volumes::{Change, Mutations, Volume, Volumes};
 use crate::watch;
@@ -431,6 +432,7 @@ async fn watch_over(sessions: std::sync::Weak<Sessions>, lease: Duration) {
         for session in strong.audience.all() {
             if session.deadline() <= now {
                 log::warn!("session {} was silent for its lease: fenced", session.id);
+                COUNTERS.sessions_fenced.inc();
                 strong.audience.end(&session);
             }
         }

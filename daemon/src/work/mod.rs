@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tandemfs::api::admin::{Job, JobKind, JobState};
+use tandemfs::api::files::LastScrub;
 use tandemfs::clock::Clock;
 use tandemfs::id::{JobId, NodeId};
 use tandemfs::{Error, Result};
@@ -28,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::meta::{self, Meta, keys};
+use crate::metrics::COUNTERS;
 use crate::replicate::{Mended, Replicator};
 use crate::settings::Settings;
 use job::{JobRecord, Place, Task};
@@ -156,6 +158,14 @@ impl Jobs {
     /// The newest jobs, newest first.
     pub fn list(&self) -> Vec<Job> {
         self.inner.list()
+    }
+
+    /// The last scrub that came to its end.
+    pub fn last_scrub(&self) -> Option<LastScrub> {
+        let scrubs = self.list().into_iter();
+        let done = scrubs.filter(|job| job.kind == JobKind::Scrub && job.state == JobState::Done);
+        let last = done.filter_map(|job| Some((job.ended?, job.blocks_bad))).max();
+        last.map(|(ended, bad_copies)| LastScrub { ended, bad_copies })
     }
 
     /// Waits until a job has ended.
@@ -321,6 +331,7 @@ impl Inner {
                     Ok(()) => (JobState::Done, None),
                     Err(error) => {
                         log::warn!("job {} has failed: {error:?}", task.job().job_id);
+                        COUNTERS.jobs_failed.inc();
                         (JobState::Failed, Some(error.to_string()))
                     }
                 }),
