@@ -11,6 +11,7 @@ mod damage;
 mod disk_full;
 mod documents;
 mod failure;
+mod logins;
 mod metrics;
 mod power;
 mod rest;

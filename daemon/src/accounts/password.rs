@@ -1,12 +1,15 @@
 //! Passwords: the rules for new ones, and their hashes (Argon2id, RFC 9106).
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, LazyLock};
+use std::panic::AssertUnwindSafe;
+use std::sync::mpsc::{self, SyncSender};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
-use argon2::{Algorithm, Argon2, Params, PasswordHash, PasswordHasher as _, PasswordVerifier as _, Version};
+use argon2::password_hash::phc::{Output, ParamsString, Salt};
+use argon2::{Algorithm, Argon2, Block, Params, PasswordHash, Version, password_hash};
 use tandemfs::{Error, Result};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 /// The longest password, in bytes. Longer ones are refused, not cut.
 const BYTES_MAX: usize = 1024;
@@ -69,11 +72,12 @@ pub(super) fn check_length(password: &str) -> Result<()> {
 /// Computes hashes, a few at once, away from the threads that serve requests.
 #[derive(Debug)]
 pub(super) struct Hasher {
-    argon2: Argon2<'static>,
+    params: Params,
     /// A hash that no password has: what is checked for users that do not exist.
     nobody: String,
     places: Arc<Semaphore>,
     queue: Semaphore,
+    workers: Workers,
 }
 
 /// A place at work; hashes are computed only by who holds one.
@@ -91,13 +95,13 @@ impl Hasher {
         let (memory, passes, lanes) = COST;
         let params = Params::new(memory, passes, lanes, None)
             .map_err(|error| Error::internal(format!("parameters of Argon2: {error}")))?;
-        let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
-        let nobody = hash_now(&argon2, &super::jwt::random::<32>()?)?;
+        let nobody = new_hash(&params, &super::jwt::random::<32>()?, &mut Memory::new())?;
         Ok(Self {
-            argon2,
+            params,
             nobody,
             places: Arc::new(Semaphore::new(places)),
             queue: Semaphore::new(places.saturating_mul(QUEUE_PER_PLACE)),
+            workers: Workers::start(places)?,
         })
     }
 
@@ -129,8 +133,8 @@ impl Hasher {
     /// # Errors
     /// `Internal`.
     pub(super) async fn hash_at(&self, _place: &Place, password: &str) -> Result<String> {
-        let (argon2, password) = (self.argon2.clone(), password.to_owned());
-        work(move || hash_now(&argon2, password.as_bytes())).await?
+        let (params, password) = (self.params.clone(), password.to_owned());
+        self.workers.run(move |memory| new_hash(&params, password.as_bytes(), memory)).await?
     }
 
     /// Whether a password has a hash. Without a hash the same work is done, for nothing.
@@ -138,15 +142,10 @@ impl Hasher {
     /// # Errors
     /// `Corrupt` for what is no hash.
     pub(super) async fn verify(&self, _place: &Place, password: &str, hash: Option<&str>) -> Result<bool> {
-        let (argon2, password) = (self.argon2.clone(), password.to_owned());
+        let password = password.to_owned();
         let known = hash.is_some();
         let hash = hash.unwrap_or(&self.nobody).to_owned();
-        let right = work(move || {
-            let hash = PasswordHash::new(&hash).map_err(|_| Error::corrupt("a stored password hash"))?;
-            // Compared in constant time by the library.
-            Ok::<_, Error>(argon2.verify_password(password.as_bytes(), &hash).is_ok())
-        })
-        .await??;
+        let right = self.workers.run(move |memory| fits(&hash, password.as_bytes(), memory)).await??;
         Ok(right && known)
     }
 
@@ -159,18 +158,102 @@ impl Hasher {
     }
 }
 
-fn hash_now(argon2: &Argon2<'_>, password: &[u8]) -> Result<String> {
+/// The hash of a password with a salt of its own.
+fn new_hash(params: &Params, password: &[u8], memory: &mut Memory) -> Result<String> {
     let salt = super::jwt::random::<16>()?;
-    let hash = argon2
-        .hash_password_with_salt(password, &salt)
+    let hash = hash_with(params, password, &salt, memory)
         .map_err(|error| Error::internal(format!("hashing a password: {error}")))?;
     Ok(hash.to_string())
 }
 
-async fn work<T: Send + 'static>(task: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(task)
-        .await
-        .map_err(|error| Error::internal("hashing a password").because(error))
+/// Whether a password has a stored hash, which may have been made with other parameters than those in force.
+fn fits(stored: &str, password: &[u8], memory: &mut Memory) -> Result<bool> {
+    let corrupt = || Error::corrupt("a stored password hash");
+    let stored = PasswordHash::new(stored).map_err(|_| corrupt())?;
+    let params = Params::try_from(&stored).map_err(|_| corrupt())?;
+    let salt = stored.salt.as_ref().ok_or_else(corrupt)?;
+    if stored.algorithm != Algorithm::Argon2id.ident() || stored.version != Some(Version::V0x13.into()) {
+        return Err(corrupt());
+    }
+    let hash = hash_with(&params, password, salt, memory).map_err(|_| corrupt())?;
+    // `Output` is compared in constant time.
+    Ok(hash.hash == stored.hash)
+}
+
+/// What the crate's own hasher does, but in memory that is there already.
+fn hash_with(
+    params: &Params,
+    password: &[u8],
+    salt: &[u8],
+    memory: &mut Memory,
+) -> Result<PasswordHash, password_hash::Error> {
+    let blocks = params.block_count();
+    if memory.len() < blocks {
+        memory.resize(blocks, Block::default());
+    }
+    let mut output = [0; Output::MAX_LENGTH];
+    let length = params.output_len().unwrap_or(Params::DEFAULT_OUTPUT_LEN);
+    let output = output.get_mut(..length).ok_or(password_hash::Error::OutputSize)?;
+    Argon2::new(Algorithm::Argon2id, Version::V0x13, params.clone()).hash_password_into_with_memory(
+        password,
+        salt,
+        output,
+        &mut memory[..blocks],
+    )?;
+    Ok(PasswordHash {
+        algorithm: Algorithm::Argon2id.ident(),
+        version: Some(Version::V0x13.into()),
+        params: ParamsString::try_from(params)?,
+        salt: Some(Salt::new(salt)?),
+        hash: Some(Output::new(output)?),
+    })
+}
+
+/// Threads that do nothing but hash, each in memory of its own that it uses again and again. Each hash takes 19 MiB, which the
+/// allocator would keep for every thread that ever had them: many times what is in use.
+#[derive(Debug)]
+struct Workers(SyncSender<Task>);
+
+type Memory = Vec<Block>;
+type Task = Box<dyn FnOnce(&mut Memory) + Send>;
+
+impl Workers {
+    /// So many threads; they end with this.
+    fn start(count: usize) -> Result<Self> {
+        let (sender, receiver) = mpsc::sync_channel::<Task>(count);
+        let receiver = Arc::new(Mutex::new(receiver));
+        for _ in 0..count {
+            let receiver = Arc::clone(&receiver);
+            let next = move || receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let run = move || {
+                let mut memory = Memory::new();
+                while let Ok(task) = next() {
+                    // Who waits for it is told by the channel that it drops; the next task wants a thread, too.
+                    let _panic = std::panic::catch_unwind(AssertUnwindSafe(|| task(&mut memory)));
+                }
+            };
+            std::thread::Builder::new()
+                .name("hasher".to_owned())
+                .spawn(run)
+                .map_err(|error| Error::internal("starting a thread").because(error))?;
+        }
+        Ok(Self(sender))
+    }
+
+    /// Runs a task of somebody who holds a place, so that there is always room for it.
+    async fn run<T: Send + 'static>(
+        &self,
+        task: impl FnOnce(&mut Memory) -> T + Send + 'static,
+    ) -> Result<T> {
+        let failed = || Error::internal("hashing a password");
+        let (sender, answer) = oneshot::channel();
+        let task = move |memory: &mut Memory| {
+            // Whoever asked may be gone.
+            let _unheard = sender.send(task(memory));
+        };
+        self.0.try_send(Box::new(task)).map_err(|_| failed())?;
+        answer.await.map_err(|error| failed().because(error))
+    }
 }
 
 #[cfg(test)]
