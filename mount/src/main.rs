@@ -1,16 +1,18 @@
 //! `tandem-mount URL DIRECTORY`, also called by mount(8) as `mount.tandemfs`.
 
+use std::ffi::OsString;
 use std::fs::{File, Metadata};
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fuser::{Config, MountOption, Session, SessionACL};
-use rustix::mount::UnmountFlags;
-use tandem_mount::adapter::Adapter;
+use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use tandem_mount::adapter::{Mount, MountSettings};
 use tandem_mount::background;
 use tandem_mount::fs::remote::Remote;
 use tandem_mount::fs::{Fs, Options};
@@ -18,11 +20,12 @@ use tandem_mount::options::{Asked, CommandLine, USAGE, parse};
 use tandem_mount::read_ahead;
 use tandemfs::client::{Client, is_refused, normal_url};
 use tandemfs::clock::SystemClock;
+use tandemfs::name::join_path;
 use tandemfs::{Error, ErrorKind, Result, credentials};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Threads that take in the kernel's calls; what has to wait does so in tasks.
+/// Threads for what the caches cannot answer.
 const THREADS: usize = 4;
 /// How long what is open may keep the process after it was told to end.
 const GRACE: Duration = Duration::from_secs(10);
@@ -32,9 +35,15 @@ const USAGE_STATUS: u8 = 1;
 const FAILURE_STATUS: u8 = 32;
 
 fn main() -> ExitCode {
-    let mut arguments = std::env::args();
+    let Ok(arguments) = std::env::args_os().map(OsString::into_string).collect::<Result<Vec<_>, _>>() else {
+        eprintln!("tandem-mount: an argument is not UTF-8");
+        return ExitCode::from(USAGE_STATUS);
+    };
+    let mut arguments = arguments.into_iter();
     let name = arguments.next().unwrap_or_default();
-    let helper = Path::new(&name).file_name().is_some_and(|name| name == "mount.tandemfs");
+    // mount(8) asks for the second one when it remounts: that is the type in the mount table.
+    let names = ["mount.tandemfs", "mount.fuse.tandemfs"];
+    let helper = Path::new(&name).file_name().is_some_and(|name| names.iter().any(|helper| name == *helper));
     let line = match parse(arguments, helper) {
         Ok(Asked::Mount(line)) => *line,
         Ok(Asked::Help) => {
@@ -52,7 +61,8 @@ fn main() -> ExitCode {
     };
     let level = if line.verbose { "tandem_mount=info" } else { "tandem_mount=warn" };
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level)).init();
-    if !line.foreground && !line.fake && !background::is_background() {
+    let mounts = !line.fake && !line.options.remount;
+    if mounts && !line.foreground && !background::is_background() {
         return match background::start() {
             Ok(status) => ExitCode::from(status),
             Err(error) => {
@@ -74,9 +84,12 @@ fn main() -> ExitCode {
 fn mount(line: &CommandLine) -> Result<(), String> {
     let url = normal_url(&line.url)
         .map_err(|error| format!("{} is not the URL of a daemon: {}", line.url, error.subject()))?;
-    let directory = mount_point(&line.directory)?;
     let options = &line.options;
     let is_root = rustix::process::geteuid().is_root();
+    if options.remount {
+        enter_namespace(line)?;
+        return remount(line);
+    }
     if (options.suid || options.dev) && !is_root {
         return Err("suid and dev are for root only".into());
     }
@@ -88,15 +101,16 @@ fn mount(line: &CommandLine) -> Result<(), String> {
     let ca = options.ca.as_ref().map(std::fs::read).transpose();
     let ca = ca.map_err(|error| format!("cannot read the certificate authority: {error}"))?;
     let client = Client::with_ca(&url, given, ca.as_deref()).map_err(|error| error.to_string())?;
+    enter_namespace(line)?;
+    let directory = mount_point(&line.directory)?;
     if let Err(error) = File::options().read(true).write(true).open("/dev/fuse") {
-        match error.kind() {
-            io::ErrorKind::NotFound => {
-                return Err("there is no /dev/fuse; load the kernel module `fuse`".into());
+        return Err(match error.kind() {
+            io::ErrorKind::NotFound => "there is no /dev/fuse; load the kernel module `fuse`".into(),
+            io::ErrorKind::PermissionDenied => {
+                "not allowed to open /dev/fuse, which should have mode 0666".into()
             }
-            // fusermount3 opens it for who may not.
-            io::ErrorKind::PermissionDenied if !is_root => (),
-            _ => return Err(format!("cannot open /dev/fuse: {error}")),
-        }
+            _ => format!("cannot open /dev/fuse: {error}"),
+        });
     }
     if line.fake {
         return Ok(());
@@ -136,13 +150,23 @@ fn serve(
     let fs = runtime
         .block_on(Fs::open(remote, Arc::new(SystemClock), settings))
         .map_err(|error| why_not(url, options.volume.as_deref(), &error))?;
-    let adapter = Adapter::new(Arc::clone(&fs), runtime.handle().clone());
-    let config = config(line, url, fs.is_read_only());
-    let mut session = Session::new(adapter.clone(), directory, &config)
+    let fs = runtime.block_on(fs.below(&options.subdir)).map_err(|error| {
+        let path = join_path(&options.subdir);
+        format!("cannot mount {} of the volume: {error}", String::from_utf8_lossy(&path))
+    })?;
+    let fs = Arc::new(fs);
+    let settings = MountSettings {
+        source: url.to_owned(),
+        read_only: fs.is_read_only(),
+        sync: options.sync,
+        no_exec: options.no_exec,
+        suid: options.suid,
+        dev: options.dev,
+        allow_other: options.allow_other,
+    };
+    let mut mount = Mount::new(&fs, runtime.handle(), directory, &settings)
         .map_err(|error| format!("cannot mount at {}: {error}", directory.display()))?;
-    let kernel = adapter.kernel(&session).map_err(|error| format!("cannot reach the kernel: {error}"))?;
-    runtime.block_on(async { fs.start(kernel) });
-    let mut unmounter = session.unmount_callable();
+    let mut unmounter = mount.unmounter();
     let place = directory.to_owned();
     let ending = Arc::clone(&fs);
     runtime.spawn(async move {
@@ -161,7 +185,7 @@ fn serve(
             std::process::exit(0);
         }
     });
-    let serving = std::thread::spawn(move || session.run());
+    let serving = std::thread::spawn(move || mount.serve());
     // The first call shows that the mount answers.
     let root = std::fs::metadata(directory).map_err(|error| format!("the mount does not answer: {error}"))?;
     if is_root && let Err(error) = read_ahead::raise(root.dev()) {
@@ -178,27 +202,30 @@ fn serve(
     }
 }
 
-fn config(line: &CommandLine, url: &str, read_only: bool) -> Config {
+/// Goes to the mount namespace that mount(8) was told of. What else is needed of the file system is read before, as
+/// mount(8) describes it. The system demands that there is one thread only.
+fn enter_namespace(line: &CommandLine) -> Result<(), String> {
+    let Some(path) = &line.namespace else { return Ok(()) };
+    let why = |error: io::Error| format!("cannot enter the namespace {}: {error}", path.display());
+    let namespace = File::open(path).map_err(why)?;
+    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))
+        .map_err(|error| why(error.into()))
+}
+
+/// Changes the flags of a mount, as mount(8) does it for file systems of the kernel.
+fn remount(line: &CommandLine) -> Result<(), String> {
     let options = &line.options;
-    let mut config = Config::default();
-    let either = |yes, no, which| if which { yes } else { no };
-    config.mount_options = vec![
-        MountOption::FSName(url.to_owned()),
-        // Named so because fuser drops its own `Subtype` when it mounts without fusermount3.
-        MountOption::CUSTOM("subtype=tandemfs".to_owned()),
-        MountOption::DefaultPermissions,
-        either(MountOption::RO, MountOption::RW, read_only),
-        either(MountOption::Suid, MountOption::NoSuid, options.suid),
-        either(MountOption::Dev, MountOption::NoDev, options.dev),
-        either(MountOption::NoExec, MountOption::Exec, options.no_exec),
-    ];
-    if options.sync {
-        config.mount_options.push(MountOption::Sync);
+    let mut flags = MountFlags::empty();
+    flags.set(MountFlags::RDONLY, options.read_only);
+    flags.set(MountFlags::SYNCHRONOUS, options.sync);
+    flags.set(MountFlags::NOEXEC, options.no_exec);
+    flags.set(MountFlags::NOSUID, !options.suid);
+    flags.set(MountFlags::NODEV, !options.dev);
+    if line.fake {
+        return Ok(());
     }
-    config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
-    config.n_threads = Some(THREADS);
-    config.clone_fd = true;
-    config
+    rustix::mount::mount_remount(&line.directory, flags, c"")
+        .map_err(|error| format!("cannot remount {}: {error}", line.directory.display()))
 }
 
 /// The directory to mount at. One that a mount has left dead behind is cleaned first.

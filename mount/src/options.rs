@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tandemfs::config::{parse_duration, parse_size};
+use tandemfs::name::{Name, split_path};
 use tandemfs::{Error, Result};
 
 /// What is shown for `--help`.
@@ -17,12 +18,14 @@ usage: tandem-mount URL DIRECTORY [-o option,option=…] [-f] [-v]
   -v   say more
   -o   options, separated by commas:
        volume=NAME           a shared volume instead of one's own
+       subdir=PATH           a directory of the volume instead of all of it
        credentials=FILE      a file of mode 0600 with `token = \"…\"`, or `username = \"…\"` and `password = \"…\"`
        ca=FILE               trust this authority (PEM) as well
        memory=SIZE           for all buffers and caches together, 128M if not given
        offline_timeout=TIME  how long calls wait for a daemon that is away, 5min if not given
        log=FILE              where to log to in the background
        ro, sync, noexec, allow_other; suid and dev for root with allow_other
+       remount               change ro, sync and noexec of what is mounted there
 
 Without credentials= they come from TANDEM_TOKEN, or TANDEM_USER with TANDEM_PASSWORD (each also as …_FILE), or from
 `tandem login`. Unmount with `umount DIRECTORY` or `fusermount3 -u DIRECTORY`.
@@ -65,10 +68,13 @@ const IGNORED: &[&str] = &[
     "noiversion",
     "mand",
     "nomand",
+    // What the kernel shows of a mount, which mount(8) gives back with `remount`.
+    "user_id",
+    "group_id",
+    "max_read",
 ];
 /// What we know.
-const KNOWN: &str =
-    "volume=, credentials=, ca=, memory=, offline_timeout=, log=, ro, sync, noexec, allow_other, suid, dev";
+const KNOWN: &str = "volume=, subdir=, credentials=, ca=, memory=, offline_timeout=, log=, ro, sync, noexec, allow_other, suid, dev, remount";
 
 /// A command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +89,8 @@ pub struct CommandLine {
     pub fake: bool,
     /// Say more.
     pub verbose: bool,
+    /// The mount namespace to mount in (mount(8), `-N`).
+    pub namespace: Option<PathBuf>,
     /// What `-o` says.
     pub options: MountOptions,
 }
@@ -92,6 +100,8 @@ pub struct CommandLine {
 pub struct MountOptions {
     /// A shared volume.
     pub volume: Option<String>,
+    /// The directory of the volume to mount; empty for all of it.
+    pub subdir: Vec<Name>,
     /// A file with credentials.
     pub credentials: Option<PathBuf>,
     /// A certificate authority to trust.
@@ -114,12 +124,15 @@ pub struct MountOptions {
     pub suid: bool,
     /// Device files work.
     pub dev: bool,
+    /// Change the flags of what is mounted there already.
+    pub remount: bool,
 }
 
 impl Default for MountOptions {
     fn default() -> Self {
         Self {
             volume: None,
+            subdir: Vec::new(),
             credentials: None,
             ca: None,
             memory: 128 << 20,
@@ -131,6 +144,7 @@ impl Default for MountOptions {
             allow_other: false,
             suid: false,
             dev: false,
+            remount: false,
         }
     }
 }
@@ -155,7 +169,7 @@ pub fn parse(arguments: impl IntoIterator<Item = String>, helper: bool) -> Resul
     let mut places = Vec::new();
     let (mut fake, mut foreground, mut verbose, mut sloppy, mut read_only) =
         (false, false, false, false, false);
-    let mut texts = Vec::new();
+    let (mut texts, mut namespace) = (Vec::new(), None);
     while let Some(argument) = arguments.next() {
         let mut value =
             |letter| arguments.next().ok_or_else(|| Error::invalid(format!("-{letter} needs a value")));
@@ -163,7 +177,8 @@ pub fn parse(arguments: impl IntoIterator<Item = String>, helper: bool) -> Resul
             "--help" | "-h" => return Ok(Asked::Help),
             "--version" | "-V" => return Ok(Asked::Version),
             "-o" => texts.push(value('o')?),
-            "-N" | "-t" if helper => drop(value(if argument == "-N" { 'N' } else { 't' })?),
+            "-N" if helper => namespace = Some(PathBuf::from(value('N')?)),
+            "-t" if helper => drop(value('t')?),
             text if text.starts_with("-o") => texts.push(text[2..].to_owned()),
             text if text.starts_with('-') && text.len() > 1 => {
                 for letter in text[1..].chars() {
@@ -200,7 +215,8 @@ pub fn parse(arguments: impl IntoIterator<Item = String>, helper: bool) -> Resul
         return Err(Error::invalid("suid and dev are of use with allow_other only"));
     }
     let directory = PathBuf::from(directory);
-    Ok(Asked::Mount(Box::new(CommandLine { url, directory, foreground, fake, verbose, options })))
+    let line = CommandLine { url, directory, foreground, fake, verbose, namespace, options };
+    Ok(Asked::Mount(Box::new(line)))
 }
 
 /// Takes one option in; answers whether it is known.
@@ -215,6 +231,10 @@ fn parse_option(text: &str, options: &mut MountOptions) -> Result<bool> {
     };
     match (name, value) {
         ("volume", _) => options.volume = Some(needed()?.to_owned()),
+        ("subdir", _) => {
+            options.subdir = split_path(needed()?)
+                .map_err(|error| Error::invalid(format!("subdir=: {}", error.subject())))?;
+        }
         ("credentials", _) => options.credentials = Some(needed()?.into()),
         ("ca", _) => options.ca = Some(needed()?.into()),
         ("log", _) => options.log = Some(needed()?.into()),
@@ -236,11 +256,15 @@ fn parse_option(text: &str, options: &mut MountOptions) -> Result<bool> {
         ("allow_other", None) => options.allow_other = true,
         ("suid", None) => options.suid = true,
         ("dev", None) => options.dev = true,
+        ("remount", None) => options.remount = true,
+        ("cache_dir" | "cache_size", _) => {
+            return Err(Error::invalid(format!(
+                "{name}= is not taken: there is no cache on disk; memory= bounds what is kept in memory"
+            )));
+        }
         ("comment", _) => (),
         _ => {
-            return Ok(name.starts_with("x-")
-                || name.starts_with("X-")
-                || (value.is_none() && IGNORED.contains(&name)));
+            return Ok(name.starts_with("x-") || name.starts_with("X-") || IGNORED.contains(&name));
         }
     }
     Ok(true)
@@ -248,7 +272,7 @@ fn parse_option(text: &str, options: &mut MountOptions) -> Result<bool> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Asked, CommandLine, MountOptions, parse};
+    use super::{Asked, CommandLine, MountOptions, Name, parse};
     use std::path::PathBuf;
     use std::time::Duration;
 
@@ -261,10 +285,14 @@ mod tests {
 
     #[test]
     fn a_command_line_is_read() {
-        let line =
-            read("http://a /b -o ro,memory=64M,volume=x -oallow_other,offline_timeout=3s -f", false).unwrap();
+        let line = read(
+            "http://a /b -o ro,memory=64M,volume=x,subdir=/s/t/ -oallow_other,offline_timeout=3s -f",
+            false,
+        )
+        .unwrap();
         let options = MountOptions {
             volume: Some("x".into()),
+            subdir: vec![Name::new("s").unwrap(), Name::new("t").unwrap()],
             memory: 64 << 20,
             offline_timeout: Duration::from_secs(3),
             read_only: true,
@@ -278,9 +306,12 @@ mod tests {
 
     #[test]
     fn the_helper_takes_what_mount_gives_it() {
-        let line =
-            read("http://a /b -sfnv -N 5 -t tandemfs -o rw,noauto,user,_netdev,nofail,x-a.b=c,odd=1", true);
+        let line = read(
+            "http://a /b -sfnv -N /proc/5/ns/mnt -t tandemfs -o rw,noauto,user,_netdev,nofail,x-a.b=c,odd=1",
+            true,
+        );
         let line = line.unwrap();
+        assert_eq!(line.namespace, Some(PathBuf::from("/proc/5/ns/mnt")));
         assert!(line.fake && line.verbose && !line.foreground);
         assert_eq!(line.options, MountOptions::default());
     }
@@ -294,6 +325,9 @@ mod tests {
             ("http://a /b -o credentials=", "credentials="),
             ("http://a /b -o password=x", "command line"),
             ("http://a /b -o suid", "allow_other"),
+            ("http://a /b -o cache_dir=/c", "memory="),
+            ("http://a /b -o cache_size=1G", "memory="),
+            ("http://a /b -o subdir=a/../b", "subdir="),
             ("http://a /b -x", "-x"),
         ] {
             let error = read(line, false).unwrap_err().to_string();

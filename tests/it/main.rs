@@ -13,6 +13,7 @@ mod documents;
 mod failure;
 mod logins;
 mod metrics;
+mod mount_command;
 mod power;
 mod rest;
 mod revocation;

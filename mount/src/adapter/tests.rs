@@ -9,17 +9,16 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, UNIX_EPOCH};
 
-use fuser::{Config, MountOption, Session, SessionUnmounter};
 use tandemfs::clock::{SystemClock, Time};
 use tokio::runtime::Runtime;
 
-use super::Adapter;
+use super::{Mount, MountSettings, Unmounter};
 use crate::fs::tests::fake::Daemon;
 use crate::fs::{Fs, Options};
 
 struct Mounted {
     directory: tempfile::TempDir,
-    unmounter: SessionUnmounter,
+    unmounter: Unmounter,
     serving: Option<JoinHandle<std::io::Result<()>>>,
 }
 
@@ -28,16 +27,11 @@ impl Mounted {
         let directory = tempfile::tempdir().unwrap();
         let remote = Arc::clone(daemon) as _;
         let fs = runtime.block_on(Fs::open(remote, Arc::new(SystemClock), Options::default())).unwrap();
-        let adapter = Adapter::new(Arc::clone(&fs), runtime.handle().clone());
-        let mut config = Config::default();
-        config.mount_options = vec![MountOption::DefaultPermissions, MountOption::Subtype("tandemfs".into())];
-        config.n_threads = Some(2);
-        config.clone_fd = true;
-        let mut session = Session::new(adapter.clone(), directory.path(), &config).unwrap();
-        let kernel = adapter.kernel(&session).unwrap();
-        runtime.block_on(async { fs.start(kernel) });
-        let unmounter = session.unmount_callable();
-        let serving = Some(std::thread::spawn(move || session.run()));
+        let fs = Arc::new(fs);
+        let settings = MountSettings { source: "test".to_owned(), ..MountSettings::default() };
+        let mut mount = Mount::new(&fs, runtime.handle(), directory.path(), &settings).unwrap();
+        let unmounter = mount.unmounter();
+        let serving = Some(std::thread::spawn(move || mount.serve()));
         Self { directory, unmounter, serving }
     }
 
@@ -182,8 +176,11 @@ fn what_one_mount_has_done_the_other_sees() {
 fn times_before_1970_are_what_the_kernel_sent() {
     // What fuser 0.18 makes of (-2 s, 500 million ns).
     let arrived = UNIX_EPOCH - Duration::new(2, 500_000_000);
-    assert_eq!(super::sent_time(arrived), Time { seconds: -2, nanos: 500_000_000 });
-    assert_eq!(super::sent_time(UNIX_EPOCH - Duration::from_secs(3)), Time { seconds: -3, nanos: 0 });
+    assert_eq!(super::convert::sent_time(arrived), Time { seconds: -2, nanos: 500_000_000 });
+    assert_eq!(
+        super::convert::sent_time(UNIX_EPOCH - Duration::from_secs(3)),
+        Time { seconds: -3, nanos: 0 }
+    );
     let after = Time { seconds: 7, nanos: 9 };
-    assert_eq!(super::sent_time(after.to_system()), after);
+    assert_eq!(super::convert::sent_time(after.to_system()), after);
 }

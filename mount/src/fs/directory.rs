@@ -75,9 +75,10 @@ impl Fs {
         self.settle_listing(directory, &listing);
         if offset == 0 {
             let inode = self.inode(directory.ino).await?;
+            // As in any file system, the root is its own parent.
+            let parent = if inode.ino == self.root { self.root } else { inode.parent };
             let watch = self.session.cache.watch(directory.ino);
-            *listing =
-                Listing { parent: inode.parent, watch, listed: Vec::new(), complete: inode.nlink == 0 };
+            *listing = Listing { parent, watch, listed: Vec::new(), complete: inode.nlink == 0 };
         }
         let mut entries = Vec::new();
         for (number, name, ino) in [(0, &b"."[..], directory.ino), (1, b"..", listing.parent)] {

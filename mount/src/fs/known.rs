@@ -26,9 +26,8 @@ impl Known {
         }
     }
 
-    /// All of them, and the root, which it knows from the start.
+    /// All of them.
     pub fn all(&self) -> Vec<Ino> {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        std::iter::once(Ino::ROOT).chain(known.keys().copied()).collect()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
     }
 }

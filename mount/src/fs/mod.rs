@@ -25,6 +25,7 @@ use std::time::Duration;
 use tandemfs::api::fs::{BatchReply, OpenSession};
 use tandemfs::clock::{Clock, Time};
 use tandemfs::id::Ino;
+use tandemfs::name::Name;
 use tandemfs::tree::{Credentials, Inode, Key, Kind, Mutation, Record, SetAttributes, Want};
 use tandemfs::{Error, Result};
 
@@ -51,7 +52,7 @@ pub struct Options {
     pub offline_timeout: Duration,
     /// Bytes for all buffers and caches together.
     pub memory: usize,
-    /// Who the root directory is shown to belong to while it belongs to root, so that a user who mounts a volume
+    /// Who the root of the mount is shown to belong to while it belongs to root, so that a user who mounts a volume
     /// that nobody has chowned yet can use it.
     pub root_owner: Option<(u32, u32)>,
 }
@@ -78,6 +79,7 @@ pub struct Fs {
     clock: Arc<dyn Clock>,
     options: Options,
     read_only: bool,
+    root: Ino,
     files: Handles<OpenFile>,
     directories: Handles<OpenDirectory>,
     space: space::Space,
@@ -123,7 +125,7 @@ impl Fs {
     ///
     /// # Errors
     /// Those of the daemon.
-    pub async fn open(remote: Arc<dyn Remote>, clock: Arc<dyn Clock>, options: Options) -> Result<Arc<Self>> {
+    pub async fn open(remote: Arc<dyn Remote>, clock: Arc<dyn Clock>, options: Options) -> Result<Self> {
         let open = OpenSession {
             volume: options.volume.clone(),
             read_only: options.read_only,
@@ -135,21 +137,50 @@ impl Fs {
         let reader = Reader::new(Arc::clone(&session), options.memory / 4);
         let read_only = options.read_only || session.grant().read_only;
         tokio::spawn(Data::write_back(Arc::downgrade(&data)));
-        Ok(Arc::new(Self {
+        Ok(Self {
             session,
             data,
             reader,
             clock,
             options,
             read_only,
+            root: Ino::ROOT,
             files: Handles::default(),
             directories: Handles::default(),
             space: space::Space::default(),
-        }))
+        })
+    }
+
+    /// Makes a directory the root: what lies outside of it cannot be reached by names. To be called before the file
+    /// system is used; a failure ends the session.
+    ///
+    /// # Errors
+    /// `NotFound`; `NotADirectory`, also for a symbolic link; those of the daemon.
+    pub async fn below(mut self, path: &[Name]) -> Result<Self> {
+        for name in path {
+            let found = match self.lookup(self.root, name.as_bytes()).await {
+                Ok(stat) if !stat.inode.is_directory() => Err(Error::not_a_directory(name.to_lossy())),
+                other => other,
+            };
+            match found {
+                Ok(stat) => self.root = stat.inode.ino,
+                Err(error) => {
+                    self.session.close().await;
+                    return Err(error);
+                }
+            }
+        }
+        Ok(self)
+    }
+
+    /// The inode that the mount shows as its root.
+    pub fn root(&self) -> Ino {
+        self.root
     }
 
     /// Begins to follow events; from now on the kernel's caches are kept right as well.
     pub fn start(&self, kernel: Arc<dyn Kernel>) {
+        self.remember(self.root);
         if self.session.kernel.set(kernel).is_ok() {
             tokio::spawn(Arc::clone(&self.session).follow());
         }
@@ -282,7 +313,7 @@ impl Fs {
     fn stat(&self, mut inode: Inode) -> Stat {
         let dirty =
             inode.kind == Kind::File && self.data.get(inode.ino).is_some_and(|file| file.show(&mut inode));
-        if inode.ino == Ino::ROOT
+        if inode.ino == self.root
             && (inode.uid, inode.gid) == (0, 0)
             && let Some((uid, gid)) = self.options.root_owner
         {

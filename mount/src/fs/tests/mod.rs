@@ -17,7 +17,7 @@ const ROOT: Credentials = Credentials { uid: 0, gid: 0 };
 
 async fn mount_with(daemon: &Arc<Daemon>, options: Options) -> (Arc<Fs>, Arc<FakeKernel>) {
     let clock = Arc::new(ManualClock::at(1_000_000));
-    let fs = Fs::open(Arc::clone(daemon) as _, clock, options).await.unwrap();
+    let fs = Arc::new(Fs::open(Arc::clone(daemon) as _, clock, options).await.unwrap());
     let kernel = Arc::new(FakeKernel::default());
     fs.start(Arc::new(Arc::clone(&kernel)));
     // The stream of events is there before anything happens.
