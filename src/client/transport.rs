@@ -212,13 +212,13 @@ impl Transport {
                 Ok((compact, self.collect(answer, ANSWER_MAX).await?))
             })
             .await?;
-        if compact {
+        let value = if compact {
             codec::decode(&body)
         } else {
-            serde_json::from_slice(&body).map_err(|error| {
-                Error::internal(format!("the answer of {} makes no sense: {error}", self.url))
-            })
-        }
+            serde_json::from_slice(&body).map_err(|error| Error::invalid(error.to_string()))
+        };
+        // It is the daemon's mistake, not an argument of the caller.
+        value.map_err(|error| Error::internal(format!("the answer of {} makes no sense: {error}", self.url)))
     }
 
     /// Makes a request whose answer has no body.

@@ -62,7 +62,7 @@ impl Filesystem for Adapter {
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, times: u64) {
-        self.fs.forget(self.numbers.from_kernel(ino), times);
+        self.fs.forget(self.numbers.of_kernel(ino), times);
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
@@ -187,7 +187,8 @@ impl Filesystem for Adapter {
         self.run(async move {
             match fs.create(by, parent, &name, mode, flags).await {
                 Ok((stat, handle)) => {
-                    fs.remember(stat.inode.ino);
+                    let stat = fs.tell(stat);
+                    let names = if stat.keep { names } else { NOW };
                     let (attributes, handle) = (numbers.attributes(&stat), FileHandle(handle));
                     reply.created(&names, &attributes, Generation(0), handle, FopenFlags::FOPEN_KEEP_CACHE);
                 }
@@ -315,16 +316,19 @@ impl Filesystem for Adapter {
                         let name = OsStr::from_bytes(&entry.name);
                         let ino = numbers.to_kernel(entry.ino);
                         // `.` and `..` are not looked up by the kernel, so they need no attributes.
-                        let (ttl, attributes) = match &entry.stat {
-                            Some((stat, true)) if stat.keep => (names, numbers.attributes(stat)),
-                            Some((stat, _)) => (NOW, numbers.attributes(stat)),
-                            None => (NOW, bare(ino, file_type(entry.kind))),
+                        let (told, ttl, attributes) = match entry.stat {
+                            Some((stat, fresh)) => {
+                                let stat = fs.tell(stat);
+                                let ttl = if fresh && stat.keep { names } else { NOW };
+                                (true, ttl, numbers.attributes(&stat))
+                            }
+                            None => (false, NOW, bare(ino, file_type(entry.kind))),
                         };
                         if reply.add(ino, entry.next, name, &ttl, &attributes, Generation(0)) {
+                            if told {
+                                fs.forget(entry.ino, 1);
+                            }
                             break;
-                        }
-                        if entry.stat.is_some() {
-                            fs.remember(entry.ino);
                         }
                     }
                     reply.ok();

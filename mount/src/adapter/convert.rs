@@ -23,7 +23,7 @@ impl Numbers {
         Self { root }
     }
 
-    pub(super) fn from_kernel(self, number: INodeNo) -> Ino {
+    pub(super) fn of_kernel(self, number: INodeNo) -> Ino {
         self.swap(Ino(number.0))
     }
 

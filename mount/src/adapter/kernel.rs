@@ -1,12 +1,12 @@
 //! Dropping what the kernel has cached.
 
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use fuser::{Notifier, Session, Version};
+use fuser::{Session, Version};
+use rustix::io::Errno;
 use tandemfs::id::Ino;
 
 use super::Adapter;
@@ -15,7 +15,8 @@ use crate::fs::kernel::Kernel;
 
 /// From this version of the protocol on names can be dropped without a lock (Linux 6.16).
 const EPOCHS: Version = Version(7, 44);
-/// FUSE_NOTIFY_INC_EPOCH of linux/fuse.h.
+/// FUSE_NOTIFY_INVAL_INODE and FUSE_NOTIFY_INC_EPOCH of linux/fuse.h.
+const NOTIFY_INVAL_INODE: i32 = 2;
 const NOTIFY_INC_EPOCH: i32 = 8;
 
 /// Whether the kernel has epochs, which is known from its first message on.
@@ -33,9 +34,9 @@ impl Epochs {
     }
 }
 
-/// The kernel's side of a mount.
+/// The kernel's side of a mount. It writes notifications itself: fuser's `Notifier` does not say whether the kernel knows
+/// an inode, and does not know of epochs.
 pub(super) struct FuseKernel {
-    notifier: Notifier,
     device: OwnedFd,
     epochs: Epochs,
     numbers: Numbers,
@@ -44,37 +45,50 @@ pub(super) struct FuseKernel {
 impl FuseKernel {
     pub(super) fn new(session: &Session<Adapter>, epochs: Epochs, numbers: Numbers) -> io::Result<Self> {
         let device = session.as_fd().try_clone_to_owned()?;
-        Ok(Self { notifier: session.notifier(), device, epochs, numbers })
+        Ok(Self { device, epochs, numbers })
     }
 
-    fn log(what: &str, result: io::Result<()>) {
-        if let Err(error) = result {
-            // After an unmount there is nobody left to tell.
-            log::debug!("{what}: {error}");
+    /// Sends a notification (`struct fuse_out_header` without a request's number, and a body). Answers whether the
+    /// kernel knows what it is about.
+    fn notify(&self, code: i32, body: &[u8]) -> bool {
+        let length = size_of::<u32>() + size_of::<i32>() + size_of::<u64>() + body.len();
+        let mut message = Vec::with_capacity(length);
+        message.extend((length as u32).to_ne_bytes());
+        message.extend(code.to_ne_bytes());
+        message.extend(0_u64.to_ne_bytes());
+        message.extend(body);
+        match rustix::io::write(&self.device, &message) {
+            Ok(_) => true,
+            Err(Errno::NOENT) => false,
+            Err(error) => {
+                // After an unmount there is nobody left to tell.
+                log::debug!("notification {code}: {error}");
+                true
+            }
         }
+    }
+
+    /// `struct fuse_notify_inval_inode_out`; a negative offset means the attributes alone.
+    fn drop_inode(&self, ino: Ino, offset: i64, length: i64) -> bool {
+        let number = self.numbers.to_kernel(ino).0;
+        let body = [number.to_ne_bytes(), offset.to_ne_bytes(), length.to_ne_bytes()];
+        self.notify(NOTIFY_INVAL_INODE, body.as_flattened())
     }
 }
 
 impl Kernel for FuseKernel {
-    fn drop_attributes(&self, ino: Ino) {
-        Self::log("dropping attributes", self.notifier.inval_inode(self.numbers.to_kernel(ino), -1, 0));
+    fn drop_attributes(&self, ino: Ino) -> bool {
+        self.drop_inode(ino, -1, 0)
     }
 
-    fn drop_pages(&self, ino: Ino, offset: u64, length: u64) {
-        let (offset, length) = (offset.min(i64::MAX as u64) as i64, length.min(i64::MAX as u64) as i64);
-        let result = self.notifier.inval_inode(self.numbers.to_kernel(ino), offset, length);
-        Self::log("dropping pages", result);
+    fn drop_pages(&self, ino: Ino, offset: u64, length: u64) -> bool {
+        let most = i64::MAX as u64;
+        self.drop_inode(ino, offset.min(most) as i64, length.min(most) as i64)
     }
 
     fn drop_names(&self) {
-        if !self.epochs.exist() {
-            return;
+        if self.epochs.exist() {
+            self.notify(NOTIFY_INC_EPOCH, &[]);
         }
-        // struct fuse_out_header: length, code of the notification, 0.
-        let mut message = [0; 16];
-        message[..4].copy_from_slice(&16_u32.to_ne_bytes());
-        message[4..8].copy_from_slice(&NOTIFY_INC_EPOCH.to_ne_bytes());
-        let written = self.device.try_clone().and_then(|device| File::from(device).write_all(&message));
-        Self::log("dropping names", written);
     }
 }

@@ -55,12 +55,12 @@ impl Adapter {
 
     /// What a call on an inode needs.
     fn on(&self, ino: INodeNo) -> (Arc<Fs>, Ino) {
-        (self.fs(), self.numbers.from_kernel(ino))
+        (self.fs(), self.numbers.of_kernel(ino))
     }
 
     /// What a call on a name needs.
     fn at(&self, parent: INodeNo, name: &OsStr) -> (Arc<Fs>, Ino, Vec<u8>) {
-        (self.fs(), self.numbers.from_kernel(parent), name.as_bytes().to_vec())
+        (self.fs(), self.numbers.of_kernel(parent), name.as_bytes().to_vec())
     }
 
     /// How long the kernel may keep a name.
@@ -82,7 +82,7 @@ impl Adapter {
         self.run(async move {
             match call.await {
                 Ok(stat) => {
-                    fs.remember(stat.inode.ino);
+                    let stat = fs.tell(stat);
                     let attributes = numbers.attributes(&stat);
                     reply.entry_with_ttls(&keep(&stat), &names, &attributes, Generation(0));
                 }
@@ -115,10 +115,10 @@ impl Adapter {
         });
     }
 
-    fn data(&self, reply: ReplyData, call: impl Future<Output = Result<Vec<u8>>> + Send + 'static) {
+    fn data<T: AsRef<[u8]>>(&self, reply: ReplyData, call: impl Future<Output = Result<T>> + Send + 'static) {
         self.run(async move {
             match call.await {
-                Ok(data) => reply.data(&data),
+                Ok(data) => reply.data(data.as_ref()),
                 Err(error) => reply.error(errno(&error)),
             }
         });

@@ -16,6 +16,8 @@ use super::{Fs, Stat};
 
 /// Entries whose inodes are looked for in advance when a listing wants attributes.
 const PLUS_AHEAD: usize = 128;
+/// The longest listing. A directory is not as large, but a daemon may give no end.
+const LISTED_MAX: usize = if cfg!(test) { 1 << 12 } else { 1 << 24 };
 /// So many names are copied from a directory that is known whole.
 const COPY_MAX: usize = 1024;
 
@@ -163,6 +165,9 @@ impl Fs {
                 last = Some(name.clone());
                 listing.listed.push((name, entry));
             }
+        }
+        if listing.listed.len() > LISTED_MAX {
+            return Err(Error::corrupt("a listing without end"));
         }
         listing.complete = answer.complete;
         if !answer.complete && listing.listed.len() == before {

@@ -5,14 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{FutureExt, StreamExt};
-use tandemfs::api::fs::{Ack, Event, ResumeSession};
+use tandemfs::api::fs::{Ack, Event, ResumeSession, SessionGrant};
 use tandemfs::id::Ino;
 use tandemfs::tree::{CHUNK_SIZE, Key};
 use tandemfs::{Error, ErrorKind, Result};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::known::KERNEL_PATIENCE;
 use super::remote::Events;
-use super::session::Session;
+use super::session::{Session, lease};
 
 /// So many events are carried out before they are acknowledged together.
 const EVENTS_MAX: usize = 64;
@@ -98,7 +99,7 @@ impl Session {
         let before = self.grant();
         let sent = Instant::now();
         let resume = ResumeSession { held: self.opens.orphans() };
-        let answer = timeout(lease(before.lease_ms), self.remote.resume_session(before.session, &resume))
+        let answer = timeout(interval(&before), self.remote.resume_session(before.session, &resume))
             .await
             .map_err(|_| Error::timed_out("resuming the session"))?;
         match answer {
@@ -123,7 +124,7 @@ impl Session {
     /// Carries out events until the stream ends.
     async fn listen(&self, pause: &mut Duration) -> Result<()> {
         let grant = self.grant();
-        let interval = lease(grant.lease_ms);
+        let interval = interval(&grant);
         let mut events = timeout(interval, self.remote.events(grant.session))
             .await
             .map_err(|_| Error::timed_out("following events"))??;
@@ -213,17 +214,17 @@ impl Session {
         if !work.changed {
             return;
         }
+        let known = Arc::clone(&self.known);
         let drop_caches = move || {
+            let mut patience = KERNEL_PATIENCE;
             for (ino, chunks) in work.inodes {
-                if chunks.is_empty() {
-                    kernel.drop_attributes(ino);
-                } else if chunks.len() > CHUNKS_MAX {
-                    kernel.drop_pages(ino, 0, 0);
-                } else {
-                    for chunk in chunks {
-                        kernel.drop_pages(ino, chunk.saturating_mul(CHUNK_SIZE), CHUNK_SIZE);
-                    }
-                }
+                known.drop_in_kernel(ino, &mut patience, || match chunks.as_slice() {
+                    [] => kernel.drop_attributes(ino),
+                    chunks if chunks.len() > CHUNKS_MAX => kernel.drop_pages(ino, 0, 0),
+                    chunks => chunks
+                        .iter()
+                        .all(|chunk| kernel.drop_pages(ino, chunk.saturating_mul(CHUNK_SIZE), CHUNK_SIZE)),
+                });
             }
             kernel.drop_names();
         };
@@ -269,6 +270,7 @@ impl Session {
     }
 }
 
-fn lease(milliseconds: u64) -> Duration {
-    Duration::from_millis(milliseconds.max(100))
+/// How long a request may take that the lease depends on.
+fn interval(grant: &SessionGrant) -> Duration {
+    lease(grant).max(Duration::from_secs(1))
 }

@@ -15,6 +15,10 @@ use super::{Fs, Set};
 
 /// Chunks of an orphan that are taken away by one mutation.
 const REAP_CHUNKS: u32 = 1024;
+/// So many mutations take any file away; what does not go is left to the daemon.
+const REAPS_MAX: usize = if cfg!(test) { 32 } else { 4096 };
+/// Chunks that are looked at for the end of a piece of data: 256 GiB.
+const SEEK_CHUNKS_MAX: usize = if cfg!(test) { 64 } else { 1 << 16 };
 
 /// A write as the kernel sends it.
 #[derive(Clone, Copy, Debug, Default)]
@@ -41,22 +45,38 @@ impl Fs {
         self.files.add(OpenFile::new(ino, flags, data))
     }
 
+    /// Whether an inode that has been added to those that are open can be used: a name led to it when the kernel
+    /// looked, but its last link may have gone since, and with it the inode, if nobody said that we hold it.
+    ///
+    /// # Errors
+    /// `Stale`: the kernel is to look again. Those of the daemon.
+    async fn admit(&self, ino: Ino) -> Result<()> {
+        self.session.opens.settled(ino).await;
+        if self.inode(ino).await?.nlink > 0 || self.session.opens.is_orphan(ino) {
+            Ok(())
+        } else {
+            Err(Error::stale(format!("inode {ino}")))
+        }
+    }
+
     /// open.
     ///
     /// # Errors
-    /// Those of the daemon.
+    /// `Stale` for what has just been removed, those of the daemon.
     pub async fn open_file(&self, by: Credentials, ino: Ino, flags: i32) -> Result<u64> {
         self.session.ready().await?;
         if flags & libc::O_ACCMODE != libc::O_RDONLY {
             self.writable()?;
         }
         let handle = self.open_handle(ino, flags);
-        if flags & libc::O_TRUNC != 0 {
+        let mut opened = self.admit(ino).await;
+        if opened.is_ok() && flags & libc::O_TRUNC != 0 {
             let truncate = Set { size: Some(0), ..Set::default() };
-            if let Err(error) = self.setattr(by, ino, truncate).await {
-                self.release(handle).await;
-                return Err(error);
-            }
+            opened = self.setattr(by, ino, truncate).await.map(drop);
+        }
+        if let Err(error) = opened {
+            self.release(handle).await;
+            return Err(error);
         }
         Ok(handle)
     }
@@ -151,7 +171,7 @@ impl Fs {
 
     async fn reap(&self, ino: Ino) {
         let reap = Mutation::Reap { ino, chunks: REAP_CHUNKS };
-        loop {
+        for _ in 0..REAPS_MAX {
             match self.session.commit(vec![reap.clone()], None).await {
                 // It goes with the last of its chunks.
                 Ok(reply) if super::written(&reply, ino).is_some() => (),
@@ -168,11 +188,16 @@ impl Fs {
     /// opendir.
     ///
     /// # Errors
-    /// Those of the daemon.
+    /// `Stale` for what has just been removed, those of the daemon.
     pub async fn open_directory(&self, ino: Ino) -> Result<u64> {
         self.session.ready().await?;
         self.session.opens.add(ino);
-        Ok(self.directories.add(OpenDirectory::new(ino, self.session.cache.watch(ino))))
+        let handle = self.directories.add(OpenDirectory::new(ino, self.session.cache.watch(ino)));
+        if let Err(error) = self.admit(ino).await {
+            self.release_directory(handle).await;
+            return Err(error);
+        }
+        Ok(handle)
     }
 
     /// The directory behind a handle.
@@ -233,28 +258,31 @@ impl Fs {
             return Err(Error::out_of_range("past the end"));
         }
         let mut at = offset;
-        for number in chunks(&(offset..size)) {
+        let mut numbers = chunks(&(offset..size));
+        for _ in 0..SEEK_CHUNKS_MAX {
+            let Some((number, chunk)) = self.reader.next_chunk(file.ino, numbers.clone()).await? else {
+                return if hole { Ok(at) } else { Err(Error::out_of_range("no data after this")) };
+            };
             let base = number * CHUNK_SIZE;
-            for (_, chunk) in self.reader.chunks(file.ino, number..number + 1).await? {
-                for extent in chunk.0 {
-                    let (start, end) = (base + u64::from(extent.start), base + u64::from(extent.end()));
-                    if end <= at {
-                        continue;
-                    }
-                    if !hole {
-                        return Ok(start.max(at));
-                    }
-                    if start > at {
-                        return Ok(at);
-                    }
-                    at = end;
+            for extent in chunk.0 {
+                let (start, end) = (base + u64::from(extent.start), base + u64::from(extent.end()));
+                if end <= at {
+                    continue;
                 }
+                if !hole {
+                    return Ok(start.max(at));
+                }
+                if start > at {
+                    return Ok(at);
+                }
+                at = end;
             }
             if hole && at < base + CHUNK_SIZE {
-                return Ok(at.min(size));
+                return Ok(at);
             }
-            at = at.max(base + CHUNK_SIZE);
+            numbers.start = number + 1;
         }
+        // So much data in one piece: lseek(2) allows to take what comes after it for data as well.
         if hole { Ok(size) } else { Err(Error::out_of_range("no data after this")) }
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod buffer;
 pub mod cache;
+mod check;
 pub mod data;
 pub mod directory;
 pub mod events;
@@ -180,7 +181,7 @@ impl Fs {
 
     /// Begins to follow events; from now on the kernel's caches are kept right as well.
     pub fn start(&self, kernel: Arc<dyn Kernel>) {
-        self.remember(self.root);
+        self.session.known.add(self.root);
         if self.session.kernel.set(kernel).is_ok() {
             tokio::spawn(Arc::clone(&self.session).follow());
         }
@@ -221,9 +222,14 @@ impl Fs {
         self.session.known.forget(ino, times);
     }
 
-    /// The kernel is being told of an inode.
-    pub fn remember(&self, ino: Ino) {
-        self.session.known.add(ino);
+    /// The kernel is being told of an inode; answers what to tell. From now on it is told as well when that becomes wrong, so
+    /// what has become wrong before must not be kept.
+    pub fn tell(&self, stat: Stat) -> Stat {
+        self.session.known.add(stat.inode.ino);
+        match self.session.cache.inode(stat.inode.ino) {
+            Some(Some(inode)) => self.stat(inode),
+            _ => Stat { keep: false, ..stat },
+        }
     }
 
     /// getattr.

@@ -128,6 +128,15 @@ impl Fs {
         Ok(self.stat(inode))
     }
 
+    /// What will lose a link when a name is taken away or replaced.
+    async fn victim(&self, parent: Ino, name: &Name) -> Result<Option<Ino>> {
+        self.session.ready().await?;
+        match self.session.cache.entry(parent, name) {
+            Some(entry) => Ok(entry.map(|entry| entry.ino)),
+            None => Ok(self.find(parent, name).await?.map(|inode| inode.ino)),
+        }
+    }
+
     /// unlink and rmdir.
     ///
     /// # Errors
@@ -135,7 +144,7 @@ impl Fs {
     pub async fn remove(&self, by: Credentials, parent: Ino, name: &[u8], directory: bool) -> Result<()> {
         self.writable()?;
         let name = Name::new(name)?;
-        let victim = self.session.cache.entry(parent, &name).flatten().map(|entry| entry.ino);
+        let victim = self.victim(parent, &name).await?;
         let time = self.clock.now();
         let mutation = if directory {
             Mutation::RemoveDirectory { parent, name, by, time }
@@ -158,7 +167,7 @@ impl Fs {
     ) -> Result<()> {
         self.writable()?;
         let (name, new_name) = (Name::new(from.1)?, Name::new(to.1)?);
-        let victim = self.session.cache.entry(to.0, &new_name).flatten().map(|entry| entry.ino);
+        let victim = self.victim(to.0, &new_name).await?;
         let time = self.clock.now();
         let rename = Mutation::Rename { parent: from.0, name, new_parent: to.0, new_name, mode, by, time };
         self.session.commit(vec![rename], victim).await.map(drop)

@@ -4,13 +4,19 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tandemfs::id::Ino;
+use tokio::sync::Notify;
 
 /// So many open inodes are named with a batch that may take links away, beside the one that it is about.
 const HELD_MAX: usize = 64;
 
 /// Counts of open handles by inode.
 #[derive(Debug, Default)]
-pub struct Opens(Mutex<HashMap<Ino, Open>>);
+pub struct Opens {
+    inodes: Mutex<HashMap<Ino, Open>>,
+    /// How many batches under way may take the last link of an inode away.
+    removals: Mutex<HashMap<Ino, usize>>,
+    removed: Notify,
+}
 
 #[derive(Debug, Default)]
 struct Open {
@@ -18,9 +24,49 @@ struct Open {
     orphan: bool,
 }
 
+/// A batch under way that may take the last link of an inode away; see [`Opens::removing`].
+#[derive(Debug)]
+pub struct Removal<'a> {
+    opens: &'a Opens,
+    ino: Ino,
+}
+
+impl Drop for Removal<'_> {
+    fn drop(&mut self) {
+        let mut removals = self.opens.removals.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = removals.get_mut(&self.ino) {
+            *count -= 1;
+            if *count == 0 {
+                removals.remove(&self.ino);
+            }
+        }
+        drop(removals);
+        self.opens.removed.notify_waiters();
+    }
+}
+
 impl Opens {
     fn lock(&self) -> MutexGuard<'_, HashMap<Ino, Open>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A batch that may take the last link of `ino` away is going to be sent. To be called before [`Opens::held`].
+    pub fn removing(&self, ino: Ino) -> Removal<'_> {
+        *self.removals.lock().unwrap_or_else(PoisonError::into_inner).entry(ino).or_default() += 1;
+        Removal { opens: self, ino }
+    }
+
+    /// Waits until no batch is under way that may take the last link of `ino` away. Who adds a handle and waits for this
+    /// knows: such a batch has named the inode as held, or its outcome can be seen.
+    pub async fn settled(&self, ino: Ino) {
+        loop {
+            let mut removed = std::pin::pin!(self.removed.notified());
+            removed.as_mut().enable();
+            if !self.removals.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&ino) {
+                return;
+            }
+            removed.await;
+        }
     }
 
     /// One more handle.

@@ -13,6 +13,7 @@ use tandemfs::tree::{CHUNK_SIZE, Chunk, Key, Record, Want};
 use tandemfs::{Error, ErrorKind, Result};
 
 use super::buffer::{Layers, Piece, Source};
+use super::check;
 use super::session::Session;
 
 /// Chunk records that are asked for at once.
@@ -182,6 +183,7 @@ impl Reader {
         let read = &tandemfs::api::fs::Read { wants: vec![want] };
         let reply =
             session.until_answered(|id| Box::pin(async move { session.remote.read(id, read).await })).await?;
+        check::answers(&read.wants, &reply.answers)?;
         let answer =
             reply.answers.into_iter().next().ok_or_else(|| Error::corrupt("an answer without records"))?;
         let mut next = from;
@@ -189,7 +191,7 @@ impl Reader {
         for (key, record) in answer.records {
             let (Key::Chunk(owner, number), Some(Record::Chunk(chunk))) = (&key, &record) else { continue };
             if *owner != ino || *number < next || *number >= to {
-                return Err(Error::corrupt("chunks that were not asked for"));
+                return Err(Error::corrupt("chunks that are out of order"));
             }
             // What is left out is known to be a hole.
             records.extend((next..*number).map(|hole| (Key::Chunk(ino, hole), None)));
@@ -205,6 +207,32 @@ impl Reader {
         }
         request.accept(reply.version, records);
         Ok(next)
+    }
+
+    /// The first chunk of a range that has data, or none. Asks once, however large the range is.
+    ///
+    /// # Errors
+    /// Those of the daemon.
+    pub async fn next_chunk(&self, ino: Ino, numbers: Range<u64>) -> Result<Option<(u64, Chunk)>> {
+        for number in numbers.clone() {
+            match self.session.cache.get(&Key::Chunk(ino, number)) {
+                Some(known) => {
+                    if let Some(Record::Chunk(chunk)) = known.as_deref() {
+                        return Ok(Some((number, chunk.clone())));
+                    }
+                }
+                None => {
+                    let want = Want::Chunks { ino, from: number, to: numbers.end };
+                    let reply = self.session.read(vec![want]).await?;
+                    let mut records = reply.answers.into_iter().flat_map(|answer| answer.records);
+                    return Ok(records.find_map(|(key, record)| match (key, record) {
+                        (Key::Chunk(_, number), Some(Record::Chunk(chunk))) => Some((number, chunk)),
+                        _ => None,
+                    }));
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// Bytes of a block. `whole`: more of it will be wanted.

@@ -18,7 +18,9 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::cache::Cache;
+use super::check;
 use super::kernel::Kernel;
+use super::known::{KERNEL_PATIENCE, Known};
 use super::opens::Opens;
 use super::remote::Remote;
 
@@ -26,6 +28,8 @@ use super::remote::Remote;
 const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 /// A daemon that is there and says "not now" is asked for so long; one that is away, for `offline_timeout`.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// A longer lease is not believed in.
+const LEASE_MAX: Duration = Duration::from_secs(3600);
 /// How long the daemon may take to take up a session at the start.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -36,12 +40,12 @@ pub struct Session {
     pub(super) opens: Arc<Opens>,
     pub(super) kernel: OnceLock<Arc<dyn Kernel>>,
     /// Inodes that the kernel knows, for when it has to forget all of them.
-    pub(super) known: super::known::Known,
+    pub(super) known: Arc<Known>,
     open: OpenSession,
     offline_timeout: Duration,
     state: Mutex<State>,
     slot_free: Notify,
-    numbers: tokio::sync::Mutex<(u64, u64)>,
+    numbers: tokio::sync::Mutex<Numbers>,
     /// Counts what happens to the state, for those who wait for it.
     pub(super) changed: watch::Sender<u64>,
 }
@@ -63,6 +67,14 @@ pub(super) struct State {
     outstanding: BTreeSet<u64>,
 }
 
+/// Numbers for new inodes, which belong to the session that asked for them.
+#[derive(Default)]
+struct Numbers {
+    session: Option<SessionId>,
+    next: u64,
+    end: u64,
+}
+
 /// A batch's number; gives it back when it is dropped.
 struct Slot<'a> {
     session: &'a Session,
@@ -77,7 +89,7 @@ impl State {
 
     /// The daemon has taken the session up.
     pub(super) fn taken_up(&mut self, grant: SessionGrant, sent: Instant) {
-        self.lease_until = sent + Duration::from_millis(grant.lease_ms.max(100));
+        self.lease_until = sent + lease(&grant);
         self.heard = sent;
         self.grant = grant;
         (self.refused, self.ended, self.denied) = (false, false, None);
@@ -110,13 +122,13 @@ impl Session {
         let grant = tokio::time::timeout(START_TIMEOUT, remote.open_session(&open))
             .await
             .map_err(|_| Error::timed_out("the daemon does not answer"))??;
-        let lease_until = sent + Duration::from_millis(grant.lease_ms);
+        let lease_until = sent + lease(&grant);
         Ok(Arc::new(Self {
             remote,
             cache: Arc::new(Cache::new(cache_bytes)),
             opens: Arc::default(),
             kernel: OnceLock::new(),
-            known: super::known::Known::default(),
+            known: Arc::default(),
             open,
             offline_timeout,
             state: Mutex::new(State {
@@ -131,7 +143,7 @@ impl Session {
                 outstanding: BTreeSet::new(),
             }),
             slot_free: Notify::new(),
-            numbers: tokio::sync::Mutex::new((0, 0)),
+            numbers: tokio::sync::Mutex::default(),
             changed: watch::channel(0).0,
         }))
     }
@@ -158,7 +170,6 @@ impl Session {
         let sent = Instant::now();
         let grant = self.remote.open_session(&self.open).await?;
         self.forget_all().await;
-        *self.numbers.lock().await = (0, 0);
         {
             let mut state = self.state();
             state.taken_up(grant, sent);
@@ -179,10 +190,11 @@ impl Session {
     /// Drops everything that the kernel has cached.
     pub(super) async fn forget_in_kernel(&self) {
         let Some(kernel) = self.kernel.get().cloned() else { return };
-        let known = self.known.all();
+        let known = Arc::clone(&self.known);
         let work = move || {
-            for ino in known {
-                kernel.drop_pages(ino, 0, 0);
+            let mut patience = KERNEL_PATIENCE;
+            for ino in known.all() {
+                known.drop_in_kernel(ino, &mut patience, || kernel.drop_pages(ino, 0, 0));
             }
             kernel.drop_names();
         };
@@ -286,7 +298,7 @@ impl Session {
                 if state.closed {
                     return Err(Error::session_ended("unmounted"));
                 }
-                if state.grant.session != id {
+                if state.grant.session != id && Instant::now() < give_up {
                     return Ok(());
                 }
                 state.allowed()?;
@@ -317,6 +329,9 @@ impl Session {
                 Err(error) if error.kind() == ErrorKind::SessionEnded => {
                     self.ended(id);
                     self.renewed(id, start + self.offline_timeout).await?;
+                    // Sessions that end at once must not keep it busy for ever.
+                    sleep(pause).await;
+                    pause = (pause * 2).min(PAUSE.1);
                 }
                 Err(error) => {
                     self.pause(error, start, &mut pause).await?;
@@ -356,9 +371,7 @@ impl Session {
         let request = self.cache.begin();
         let reply =
             self.until_answered(|id| Box::pin(async move { self.remote.read(id, read).await })).await?;
-        if reply.answers.len() != read.wants.len() {
-            return Err(Error::corrupt("the daemon answered another number of wants"));
-        }
+        check::answers(&read.wants, &reply.answers)?;
         let records = reply.answers.iter().flat_map(|answer| answer.records.iter().cloned());
         request.accept(reply.version, records);
         Ok(reply)
@@ -386,6 +399,7 @@ impl Session {
         let start = Instant::now();
         let mut pause = PAUSE.0;
         let mut uncertain = false;
+        let _removal = victim.map(|ino| self.opens.removing(ino));
         let mut batch = Batch { sequence: 0, mutations, held: Vec::new() };
         'session: loop {
             let slot = self.slot(start + self.offline_timeout).await?;
@@ -397,9 +411,11 @@ impl Session {
                 match self.remote.batch(slot.id, &batch).await {
                     Ok(reply) => {
                         self.heard(sent);
+                        check::batch(&reply)?;
                         for (key, record) in &reply.records {
                             if let (Key::Inode(ino), Some(Record::Inode(inode))) = (key, record)
                                 && inode.nlink == 0
+                                && batch.held.contains(ino)
                             {
                                 self.opens.orphaned(*ino);
                             }
@@ -413,6 +429,8 @@ impl Session {
                             return Err(Error::stale("the session ended while a change was under way"));
                         }
                         self.renewed(slot.id, start + self.offline_timeout).await?;
+                        sleep(pause).await;
+                        pause = (pause * 2).min(PAUSE.1);
                         if creates {
                             return Err(error);
                         }
@@ -455,13 +473,18 @@ impl Session {
     /// As `Session::until_answered`.
     pub async fn new_ino(&self) -> Result<Ino> {
         let mut numbers = self.numbers.lock().await;
-        if numbers.0 >= numbers.1 {
-            let range =
-                self.until_answered(|id| Box::pin(async move { self.remote.inodes(id).await })).await?;
-            *numbers = (range.first.0, range.first.0.saturating_add(range.count));
+        if numbers.next >= numbers.end || numbers.session != Some(self.id()) {
+            let (session, range) = self
+                .until_answered(|id| {
+                    Box::pin(async move { self.remote.inodes(id).await.map(|range| (id, range)) })
+                })
+                .await?;
+            check::numbers(range)?;
+            let next = range.first.0;
+            *numbers = Numbers { session: Some(session), next, end: next.saturating_add(range.count) };
         }
-        let ino = Ino(numbers.0);
-        numbers.0 += 1;
+        let ino = Ino(numbers.next);
+        numbers.next += 1;
         Ok(ino)
     }
 
@@ -472,11 +495,16 @@ impl Session {
         {
             let mut state = self.state();
             if state.grant.session == id {
-                state.lease_until = state.lease_until.max(sent + Duration::from_millis(state.grant.lease_ms));
+                state.lease_until = state.lease_until.max(sent + lease(&state.grant));
             }
         }
         self.heard(sent);
         self.notify();
         Ok(())
     }
+}
+
+/// How long what is cached may be used after a sign of life.
+pub(super) fn lease(grant: &SessionGrant) -> Duration {
+    Duration::from_millis(grant.lease_ms).min(LEASE_MAX)
 }

@@ -75,6 +75,93 @@ async fn an_event_between_request_and_reply_is_not_lost() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_removed_while_the_kernel_opens_it_is_stale() {
+    let daemon = Arc::new(Daemon::default());
+    let (one, two) = (mount(&daemon).await, mount(&daemon).await);
+    let ino = make(&one, "gone", b"data").await;
+    let directory = one.make(ROOT, Ino::ROOT, b"d", NewNode::Directory, 0o755).await.unwrap().inode.ino;
+    let open = one.open_file(ROOT, ino, libc::O_RDONLY).await.unwrap();
+    assert_eq!(one.lookup(Ino::ROOT, b"gone").await.unwrap().inode.ino, ino);
+    two.remove(ROOT, Ino::ROOT, b"gone", false).await.unwrap();
+    two.remove(ROOT, Ino::ROOT, b"d", true).await.unwrap();
+    // Who had it open goes on, and may open it again through that.
+    assert_eq!(one.read(open, 0, 10).await.unwrap(), &b"data"[..]);
+    let again = one.open_file(ROOT, ino, libc::O_RDONLY).await.unwrap();
+    one.release(open).await;
+    assert_eq!(one.read(again, 0, 10).await.unwrap(), &b"data"[..]);
+    one.release(again).await;
+    assert_eq!(one.open_file(ROOT, ino, libc::O_RDONLY).await.unwrap_err().kind(), ErrorKind::Stale);
+    assert_eq!(one.open_directory(directory).await.unwrap_err().kind(), ErrorKind::Stale);
+    assert_eq!(one.lookup(Ino::ROOT, b"gone").await.unwrap_err().kind(), ErrorKind::NotFound);
+    assert!(!daemon.keys().contains(&Key::Inode(ino)), "nothing holds it any more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn opening_waits_for_a_removal_on_the_same_mount() {
+    let daemon = Arc::new(Daemon::default());
+    let fs = mount(&daemon).await;
+    let ino = make(&fs, "gone", b"data").await;
+    let kept = make(&fs, "kept", b"data").await;
+    daemon.hold_batches.store(true, Ordering::SeqCst);
+    let before = daemon.batches.load(Ordering::SeqCst);
+    let spawn = |fs: &Arc<Fs>| {
+        let fs = Arc::clone(fs);
+        tokio::spawn(async move { fs.remove(ROOT, Ino::ROOT, b"gone", false).await })
+    };
+    let removing = spawn(&fs);
+    while daemon.batches.load(Ordering::SeqCst) == before {
+        sleep(Duration::from_millis(1)).await;
+    }
+    // The batch does not say that it is open: whoever opens it now must not be told that it is.
+    let opening = tokio::spawn({
+        let fs = Arc::clone(&fs);
+        async move { fs.open_file(ROOT, ino, libc::O_RDONLY).await }
+    });
+    sleep(Duration::from_millis(10)).await;
+    assert!(!opening.is_finished());
+    assert_eq!(content(&fs, kept).await, b"data", "other files are not held up");
+    daemon.hold_batches.store(false, Ordering::SeqCst);
+    daemon.release_batches.notify_waiters();
+    removing.await.unwrap().unwrap();
+    assert_eq!(opening.await.unwrap().unwrap_err().kind(), ErrorKind::Stale);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_event_has_overtaken_is_not_kept_by_the_kernel() {
+    let daemon = Arc::new(Daemon::default());
+    let (one, kernel) = mount_with(&daemon, Options::default()).await;
+    let two = mount(&daemon).await;
+    let ino = make(&two, "a", b"").await;
+    let chmod = |mode| Set { mode: Some(mode), ..Set::default() };
+    // The event comes before the kernel is told.
+    let stat = one.lookup(Ino::ROOT, b"a").await.unwrap();
+    assert!(stat.keep);
+    two.setattr(ROOT, ino, chmod(0o600)).await.unwrap();
+    let told = one.tell(stat);
+    assert!(!told.keep || told.inode.mode == 0o600);
+    // It comes when the kernel has been told and has not taken that in.
+    let stat = one.tell(one.lookup(Ino::ROOT, b"a").await.unwrap());
+    assert!(stat.keep);
+    kernel.attributes.lock().unwrap().clear();
+    kernel.unknown.lock().unwrap().insert(ino);
+    let changing = tokio::spawn(async move { two.setattr(ROOT, ino, chmod(0o640)).await });
+    // The paused clock does not go on while the kernel is being told.
+    while kernel.misses.load(Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    kernel.unknown.lock().unwrap().clear();
+    changing.await.unwrap().unwrap();
+    assert!(kernel.attributes.lock().unwrap().contains(&ino));
+    // What it has forgotten is not waited for.
+    one.forget(ino, 2);
+    kernel.unknown.lock().unwrap().insert(ino);
+    kernel.misses.store(0, Ordering::SeqCst);
+    let three = mount(&daemon).await;
+    three.setattr(ROOT, ino, chmod(0o644)).await.unwrap();
+    assert_eq!(kernel.misses.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_failed_upload_is_reported_once_to_each_handle() {
     let daemon = Arc::new(Daemon::default());
     let fs = mount(&daemon).await;
@@ -169,7 +256,7 @@ async fn a_new_run_of_the_daemon_drops_what_is_cached() {
     let daemon = Arc::new(Daemon::default());
     let (fs, kernel) = mount_with(&daemon, Options::default()).await;
     let ino = make(&fs, "a", b"data").await;
-    fs.remember(ino);
+    fs.tell(fs.getattr(ino).await.unwrap());
     daemon.restart();
     sleep(Duration::from_secs(2)).await;
     assert!(kernel.pages.lock().unwrap().contains(&ino));
@@ -197,6 +284,16 @@ async fn a_fenced_mount_writes_what_it_has_staged_in_a_new_session() {
     assert_eq!(fs.flush(handles[1]).await.unwrap_err().kind(), ErrorKind::Stale);
     make(&fs, "new", b"x").await;
     assert_eq!(list(&other, Ino::ROOT, true).await, [".", "..", "kept", "new"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_ends_while_numbers_are_asked_for_is_replaced() {
+    let daemon = Arc::new(Daemon::default());
+    let fs = mount(&daemon).await;
+    daemon.fence_all();
+    let start = Instant::now();
+    make(&fs, "new", b"x").await;
+    assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

@@ -43,6 +43,9 @@ pub(crate) struct Daemon {
     pub(crate) hold_reads: AtomicBool,
     pub(crate) reads_held: AtomicU64,
     pub(crate) release_reads: Notify,
+    /// Batches wait here before they are applied.
+    pub(crate) hold_batches: AtomicBool,
+    pub(crate) release_batches: Notify,
     pub(crate) batches: AtomicU64,
     pub(crate) reads: AtomicU64,
 }
@@ -398,7 +401,11 @@ impl Remote for Daemon {
 
     async fn batch(&self, session: SessionId, batch: &Batch) -> Result<BatchReply> {
         self.up()?;
+        let release = self.release_batches.notified();
         self.batches.fetch_add(1, Ordering::SeqCst);
+        if self.hold_batches.load(Ordering::SeqCst) {
+            release.await;
+        }
         let answer = self.commit(session, batch).await;
         self.lossy(answer)
     }
@@ -479,15 +486,30 @@ pub(crate) struct FakeKernel {
     pub(crate) attributes: Mutex<Vec<Ino>>,
     pub(crate) pages: Mutex<Vec<Ino>>,
     pub(crate) names: AtomicU64,
+    /// These it has not taken in yet.
+    pub(crate) unknown: Mutex<HashSet<Ino>>,
+    /// How often it did not know an inode.
+    pub(crate) misses: AtomicU64,
+}
+
+impl FakeKernel {
+    fn note(&self, dropped: &Mutex<Vec<Ino>>, ino: Ino) -> bool {
+        if self.unknown.lock().unwrap().contains(&ino) {
+            self.misses.fetch_add(1, Ordering::SeqCst);
+            return false;
+        }
+        dropped.lock().unwrap().push(ino);
+        true
+    }
 }
 
 impl Kernel for Arc<FakeKernel> {
-    fn drop_attributes(&self, ino: Ino) {
-        self.attributes.lock().unwrap().push(ino);
+    fn drop_attributes(&self, ino: Ino) -> bool {
+        self.note(&self.attributes, ino)
     }
 
-    fn drop_pages(&self, ino: Ino, _: u64, _: u64) {
-        self.pages.lock().unwrap().push(ino);
+    fn drop_pages(&self, ino: Ino, _: u64, _: u64) -> bool {
+        self.note(&self.pages, ino)
     }
 
     fn drop_names(&self) {

@@ -2,6 +2,7 @@
 
 mod calls;
 pub(crate) mod fake;
+mod hostile;
 mod model;
 
 use std::sync::Arc;
