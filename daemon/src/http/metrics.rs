@@ -4,11 +4,10 @@ use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use tandemfs::api::admin::JobState;
-use tandemfs::api::problem::Problem as ProblemBody;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{Admin, Problem};
+use super::{Admin, Problem, Problems};
 use crate::daemon::App;
 use crate::metrics::{self, Gauges, signed};
 
@@ -19,8 +18,7 @@ pub(super) fn routes() -> OpenApiRouter<App> {
 /// Counters of faults and how things stand, for Prometheus.
 #[utoipa::path(get, path = "/metrics", tag = "system",
     responses((status = 200, body = String, content_type = "application/openmetrics-text"),
-        (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
-        (status = "5XX", body = ProblemBody, content_type = "application/problem+json")))]
+        Problems))]
 async fn show(State(app): State<App>, _admin: Admin) -> Result<impl IntoResponse, Problem> {
     let gauges = Gauges::default();
     let blocks = app.replicator.counts();
