@@ -1,5 +1,6 @@
 //! Every parser of bytes from outside, with bytes that nobody meant: none panics, and none allocates what the bytes merely claim.
 //! `PROPTEST_CASES` makes it longer.
+#![allow(missing_docs, clippy::unwrap_used, reason = "parts of a test")]
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Once};
