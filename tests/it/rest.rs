@@ -285,6 +285,112 @@ async fn a_truncated_upload_stores_nothing() {
     assert_eq!(list["files"], json!([]));
 }
 
+/// A multipart body of parts, each a head and its bytes.
+fn parts(parts: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut body = Vec::new();
+    for (head, bytes) in parts {
+        body.extend_from_slice(format!("--b\r\nContent-Disposition: {head}\r\n\r\n").as_bytes());
+        body.extend_from_slice(bytes);
+        body.extend_from_slice(b"\r\n");
+    }
+    body.extend_from_slice(b"--b--\r\n");
+    body
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn multipart_bodies_are_what_they_say_or_refused() {
+    let cluster = Cluster::start();
+    let (_, alice, _) = two_users(&cluster).await;
+    let send = |body: Vec<u8>| {
+        let request = alice.request("POST", "/upload");
+        request.header("content-type", "multipart/form-data; boundary=b").body(body)
+    };
+    let (file, path) = ("form-data; name=\"file\"; filename=\"f\"", "form-data; name=\"path\"");
+    let whole = parts(&[(path, b"whole"), (file, b"x")]);
+    for body in [
+        Vec::new(),
+        b"--b--\r\n".to_vec(),
+        b"no boundary at all".to_vec(),
+        parts(&[(path, b"alone")]),
+        parts(&[(file, b"x"), (path, b"late")]),
+        parts(&[(path, b"one"), (path, b"two"), (file, b"x")]),
+        parts(&[(file, b"x"), (file, b"y")]),
+        parts(&[(path, b"p"), (file, b"x"), ("form-data; name=\"more\"", b"z")]),
+        parts(&[("form-data; name=\"file\"", b"neither a path nor a filename")]),
+        parts(&[("form-data; name=\"file\"; filename=\"\"", b"x")]),
+        parts(&[("form-data; name=\"file\"; filename=\"..\"", b"x")]),
+        parts(&[("form-data; name=\"file\"; filename=\"a/..\"", b"x")]),
+        parts(&[(&format!("form-data; name=\"file\"; filename=\"{}\"", "n".repeat(256)), b"x")]),
+        parts(&[("attachment", b"x")]),
+        parts(&[(path, "p".repeat(5000).as_bytes()), (file, b"x")]),
+        parts(&[(path, b"../up"), (file, b"x")]),
+        parts(&[(path, b"nul\0"), (file, b"x")]),
+        whole[..whole.len() - 3].to_vec(),
+        whole[..whole.len() - 8].to_vec(),
+        whole[..20].to_vec(),
+    ] {
+        let shown = String::from_utf8_lossy(&body[..body.len().min(120)]).into_owned();
+        let problem = expect(send(body), 400).await;
+        assert!(
+            ["invalid", "name_too_long"].contains(&problem["code"].as_str().unwrap()),
+            "{shown:?}: {problem}"
+        );
+    }
+    for kind in ["multipart/form-data", "multipart/mixed; boundary=b", "text/plain"] {
+        let request = alice.request("POST", "/upload").header("content-type", kind).body(whole.clone());
+        expect(request, 415).await;
+    }
+    let storage = expect(alice.request("GET", "/storage"), 200).await;
+    assert_eq!(
+        (&storage["files"], &storage["used_bytes"]),
+        (&json!(0), &json!(0)),
+        "a refused body has stored something"
+    );
+    // Of a client's own path only the name counts, and a name may have any byte but two.
+    for (filename, name) in
+        [("../../etc/passwd", "passwd"), ("C:\\\\dir\\\\f.txt", "f.txt"), ("é\u{202e}.exe", "é\u{202e}.exe")]
+    {
+        let body = parts(&[(&format!("form-data; name=\"file\"; filename=\"{filename}\""), b"x")]);
+        assert_eq!(expect(send(body), 201).await["path"], format!("/{name}"));
+    }
+    let made = expect(send(parts(&[(path, b"bytes/\xff\xfe"), (file, b"x")])), 201).await;
+    assert_eq!(made["path_base64"], "L2J5dGVzL//+", "{made}");
+    assert_eq!(expect(send(whole), 201).await["path"], "/whole");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_over_the_limit_is_not_waited_for() {
+    let cluster = Cluster::start_with(&["--max-file-size", "1000000"]);
+    let (_, alice, _) = two_users(&cluster).await;
+    let address = alice.url.strip_prefix("http://").unwrap().to_owned();
+    let begin = format!(
+        "POST /upload HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nContent-Type: multipart/form-data; boundary=b\r\n",
+        alice.token
+    );
+    let part = "--b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"f\"\r\n\r\n";
+    let answers = tokio::task::spawn_blocking(move || {
+        let send = |head: &str, body: &[u8]| {
+            let mut stream = TcpStream::connect(&address).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            stream.write_all(format!("{begin}{head}\r\n\r\n").as_bytes()).unwrap();
+            let _ = stream.write_all(body);
+            let mut answer = [0; 12];
+            stream.read_exact(&mut answer).unwrap();
+            String::from_utf8_lossy(&answer).into_owned()
+        };
+        let chunk = format!("{part}{}", "x".repeat(1_000_001));
+        let chunked = format!("{:x}\r\n{chunk}\r\n", chunk.len());
+        [
+            send("Content-Length: 100000000000", b""),
+            send("Content-Length: 100000000000\r\nExpect: 100-continue", b""),
+            send("Transfer-Encoding: chunked", chunked.as_bytes()),
+        ]
+    });
+    assert_eq!(answers.await.unwrap(), ["HTTP/1.1 413"; 3]);
+    let storage = expect(alice.request("GET", "/storage"), 200).await;
+    assert_eq!((&storage["files"], &storage["used_bytes"]), (&json!(0), &json!(0)));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn quotas_and_sizes_are_exact_under_racing_uploads() {
     let cluster = Cluster::start_with(&["--config", &super::damage::config("max_file_size = 3000000\n")]);

@@ -19,8 +19,14 @@ use crate::daemon::App;
 #[derive(Debug, OpenApi)]
 #[openapi(
     info(title = "TandemFS", description = "Replicated file storage that you mount as a Linux directory."),
-    // What only a box refers to is not found from the handlers.
-    components(schemas(tandemfs::tree::Inode)),
+    // What only records refer to is not found from the handlers.
+    components(schemas(
+        tandemfs::tree::Chunk,
+        tandemfs::tree::Entry,
+        tandemfs::tree::Extent,
+        tandemfs::tree::Inode,
+        tandemfs::tree::Usage
+    )),
     security(("bearer" = []))
 )]
 pub(super) struct Base;

@@ -207,7 +207,8 @@ async fn credentials_that_do_not_count_any_more_end_every_call_at_once_until_the
         let daemon = Arc::new(Daemon::default());
         let (fs, kernel) = mount_with(&daemon, Options::default()).await;
         let ino = make(&fs, "a", b"data").await;
-        fs.remember(ino);
+        let stat = fs.getattr(ino).await.unwrap();
+        fs.tell(stat);
         let handle = fs.open_file(ROOT, ino, libc::O_RDWR).await.unwrap();
         fs.write(handle, 0, b"DATA", WriteFlags::default()).await.unwrap();
         if fenced {
