@@ -99,12 +99,7 @@ impl Inner {
             fs::remove_file(entry?.path())?;
         }
         sync_directory(directory)?;
-        for first in 0..=u8::MAX {
-            let path = blocks.join(format!("{first:02x}"));
-            make_directory(&path)?;
-            // A run before this one may have ended between a change and its sync: what this one sees must last.
-            sync_directory(&path)?;
-        }
+        make_fans(&blocks)?;
         sync_directory(&blocks)?;
         Ok(Self {
             blocks,
@@ -311,6 +306,25 @@ fn make_directory(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
         result => result,
     }
+}
+
+/// Makes the directories for all first bytes of ids, and syncs each: a run before this one may have ended between a change and its sync,
+/// and what this one sees must last. Several at a time, because disks merge syncs that come together.
+fn make_fans(blocks: &Path) -> io::Result<()> {
+    let all: Vec<u8> = (0..=u8::MAX).collect();
+    let make = &|some: &[u8]| {
+        some.iter().try_for_each(|first| {
+            let path = blocks.join(format!("{first:02x}"));
+            make_directory(&path)?;
+            sync_directory(&path)
+        })
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = all.chunks(16).map(|some| scope.spawn(move || make(some))).collect();
+        threads.into_iter().try_for_each(|thread| {
+            thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread has crashed")))
+        })
+    })
 }
 
 fn sync_directory(path: &Path) -> io::Result<()> {
