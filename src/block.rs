@@ -4,6 +4,7 @@
 
 use bytes::Bytes;
 use std::ops::Range;
+use twox_hash::XxHash3_128;
 
 use crate::id::{BlockId, VolumeId};
 use crate::{Error, Result};
@@ -12,13 +13,15 @@ use crate::{Error, Result};
 pub const DATA_MAX: usize = 4 << 20;
 /// How many stored bytes each checksum of the table covers; the last one may cover fewer.
 pub const PIECE: usize = 64 << 10;
+/// What disks want the addresses of large objects to be multiples of, to write them without copying (open(2), `O_DIRECT`).
+pub const ALIGN: usize = 4096;
 /// The length of the longest header: who reads so much from the beginning of an object has all of its header.
 pub const HEADER_MAX: usize = FIXED + DATA_MAX.div_ceil(PIECE) * CHECK + CHECK;
 /// The length of the longest object.
 pub const OBJECT_MAX: usize = HEADER_MAX + DATA_MAX;
 
 const MAGIC: [u8; 8] = *b"TANDEMBK";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const CODEC_NONE: u8 = 0;
 const CIPHER_NONE: u8 = 0;
 const KEY_NONE: u32 = 0;
@@ -27,39 +30,40 @@ const FIXED: usize = 64;
 /// The length of a checksum.
 const CHECK: usize = 16;
 
+/// Finds damage, at the speed of memory; who wants to find forgery hashes the whole block (`docs/decisions/0002-checksums.md`).
 fn check(bytes: &[u8]) -> [u8; CHECK] {
-    let mut check = [0; CHECK];
-    blake3::Hasher::new().update(bytes).finalize_xof().fill(&mut check);
-    check
+    XxHash3_128::oneshot(bytes).to_be_bytes()
 }
 
 fn corrupt(what: &str) -> Error {
     Error::corrupt(format!("object: {what}"))
 }
 
-/// Makes the object of a block.
+/// Makes the object of a block, at an address that is a multiple of [`ALIGN`].
 ///
 /// # Errors
 /// `TooLarge` for more than [`DATA_MAX`] bytes.
 pub fn encode(volume: VolumeId, id: &BlockId, data: &[u8]) -> Result<Bytes> {
     let length = u32::try_from(data.len()).ok().filter(|_| data.len() <= DATA_MAX);
     let length = length.ok_or_else(|| Error::too_large(format!("a block of {} bytes", data.len())))?;
-    let mut object = Vec::with_capacity(header_len(data.len()) + data.len());
-    object.extend(MAGIC);
-    object.extend(VERSION.to_be_bytes());
-    object.extend([CODEC_NONE, CIPHER_NONE]);
-    object.extend(KEY_NONE.to_be_bytes());
-    object.extend(volume.0.to_be_bytes());
-    object.extend(id.0);
-    object.extend(length.to_be_bytes()); // of the data
-    object.extend(length.to_be_bytes()); // as stored
-    debug_assert_eq!(object.len(), FIXED, "the layout of the header");
+    let mut buffer: Vec<u8> = Vec::with_capacity(ALIGN + header_len(data.len()) + data.len());
+    let start = buffer.as_ptr().align_offset(ALIGN).min(ALIGN);
+    buffer.resize(start, 0);
+    buffer.extend(MAGIC);
+    buffer.extend(VERSION.to_be_bytes());
+    buffer.extend([CODEC_NONE, CIPHER_NONE]);
+    buffer.extend(KEY_NONE.to_be_bytes());
+    buffer.extend(volume.0.to_be_bytes());
+    buffer.extend(id.0);
+    buffer.extend(length.to_be_bytes()); // of the data
+    buffer.extend(length.to_be_bytes()); // as stored
+    debug_assert_eq!(buffer.len(), start + FIXED, "the layout of the header");
     for piece in data.chunks(PIECE) {
-        object.extend(check(piece));
+        buffer.extend(check(piece));
     }
-    object.extend(check(&object));
-    object.extend(data);
-    Ok(Bytes::from(object))
+    buffer.extend(check(&buffer[start..]));
+    buffer.extend_from_slice(data);
+    Ok(Bytes::from(buffer).slice(start..))
 }
 
 /// Checks a whole object and gives its data without copying it.
@@ -76,6 +80,11 @@ pub fn decode(id: &BlockId, object: Bytes) -> Result<Bytes> {
         return Err(corrupt("wrong length"));
     }
     header.cut(all, object.slice(header.len()..))
+}
+
+/// The length of the object of a block with so many bytes.
+pub fn object_len(data: u32) -> u64 {
+    header_len(data as usize) as u64 + u64::from(data)
 }
 
 /// The header of an object, checked.
@@ -144,7 +153,7 @@ impl Header {
 
     /// The length of the whole object.
     pub fn object_len(&self) -> u64 {
-        self.len() as u64 + u64::from(self.length)
+        object_len(self.length)
     }
 
     /// What must be read of the object to have a checked `range` of the data: whole pieces.
@@ -200,7 +209,7 @@ fn take<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N]> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Bytes, DATA_MAX, HEADER_MAX, Header, OBJECT_MAX, PIECE, decode, encode};
+    use super::{ALIGN, Bytes, DATA_MAX, HEADER_MAX, Header, OBJECT_MAX, PIECE, XxHash3_128, decode, encode};
     use crate::ErrorKind;
     use crate::id::{BlockId, VolumeId};
     use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
@@ -219,7 +228,7 @@ mod tests {
     fn what_was_encoded_is_decoded() {
         for length in LENGTHS {
             let object = encode(VOLUME, &ID, &data(length)).unwrap();
-            assert!(object.len() <= OBJECT_MAX);
+            assert!(object.len() <= OBJECT_MAX && (object.as_ptr() as usize).is_multiple_of(ALIGN));
             let header = Header::parse(&object[..object.len().min(HEADER_MAX)]).unwrap();
             assert_eq!((header.volume(), header.id(), header.data_len()), (VOLUME, ID, length as u32));
             assert_eq!(header.object_len(), object.len() as u64);
@@ -232,12 +241,12 @@ mod tests {
     fn the_layout_is_as_documented() {
         let object = encode(VolumeId(0x0102), &ID, b"hello").unwrap();
         assert_eq!(object.len(), 64 + 16 + 16 + 5);
-        let begin = b"TANDEMBK\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01\x02";
+        let begin = b"TANDEMBK\x00\x02\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01\x02";
         assert_eq!(object[..24], begin[..]);
         assert_eq!(object[24..56], ID.0);
         assert_eq!(object[56..64], [0, 0, 0, 5, 0, 0, 0, 5]);
-        assert_eq!(object[64..80], blake3::hash(b"hello").as_bytes()[..16]);
-        assert_eq!(object[80..96], blake3::hash(&object[..80]).as_bytes()[..16]);
+        assert_eq!(object[64..80], XxHash3_128::oneshot(b"hello").to_be_bytes());
+        assert_eq!(object[80..96], XxHash3_128::oneshot(&object[..80]).to_be_bytes());
         assert_eq!(&object[96..], b"hello");
     }
 

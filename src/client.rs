@@ -18,7 +18,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::Stream;
 
-use crate::{Error, Result};
+use tokio::sync::Mutex;
+
+use crate::id::SessionId;
+use crate::{Error, Result, short_circuit};
 use transport::Transport;
 
 pub use files::{Download, Upload};
@@ -61,6 +64,15 @@ impl std::fmt::Debug for Credentials {
 #[derive(Clone, Debug)]
 pub struct Client {
     transport: Arc<Transport>,
+    short_circuit: Arc<Mutex<Option<ShortCircuit>>>,
+}
+
+/// The connection for short-circuit reads.
+#[derive(Debug)]
+struct ShortCircuit {
+    socket: String,
+    session: SessionId,
+    connection: short_circuit::Client,
 }
 
 impl Client {
@@ -77,7 +89,8 @@ impl Client {
     /// # Errors
     /// As [`Client::new`], and `Invalid` when `ca` is not PEM.
     pub fn with_ca(url: &str, credentials: Credentials, ca: Option<&[u8]>) -> Result<Self> {
-        Ok(Self { transport: Arc::new(Transport::new(url, credentials, ca)?) })
+        let transport = Arc::new(Transport::new(url, credentials, ca)?);
+        Ok(Self { transport, short_circuit: Arc::default() })
     }
 
     /// The daemon's URL, in one spelling: without a slash at its end.

@@ -13,6 +13,7 @@ pub mod credentials;
 pub mod error;
 pub mod id;
 pub mod name;
+pub mod short_circuit;
 pub mod tree;
 
 pub use error::{Error, ErrorKind, Result};

@@ -14,6 +14,7 @@ pub mod options;
 pub mod replicate;
 pub mod sessions;
 pub mod settings;
+pub mod short_circuit;
 pub mod volumes;
 mod watch;
 pub mod work;

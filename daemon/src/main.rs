@@ -7,8 +7,8 @@ use std::process::ExitCode;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tandemd::daemon::{Daemon, Parts};
-use tandemd::http;
 use tandemd::options::{self, Options};
+use tandemd::{http, short_circuit};
 use tandemfs::{Error, Result};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -44,6 +44,7 @@ async fn run(options: Options) -> Result<()> {
     let listener = TcpListener::bind(listen)
         .map_err(|error| Error::unavailable(format!("listening on {listen}: {error}")).because(error))?;
     let server = http::serve(daemon.clone(), listener).await?;
+    short_circuit::serve(&daemon);
     writeln!(std::io::stdout(), "listening on {}", server.url)?;
     let fenced = tokio::select! {
         _ = terminate.recv() => None,

@@ -68,6 +68,7 @@ metrics! {
         audit_failures: Counter = "audit_failures", "Entries of the audit log that could not be written";
         read_faults: Family<OfNode, Counter> = "read_faults", "Copies that a read found damaged or missing, by node";
         unreachable_reads: Family<OfNode, Counter> = "unreachable_reads", "Copies that a read could not reach, by node";
+        short_circuits: Counter = "short_circuits", "Objects that were handed to clients on this machine as open files";
         write_faults: Family<OfNode, Counter> = "write_faults", "Copies that could not be written, by node";
         bad_copies: Counter = "bad_copies", "Copies that healing, repairs and scrubs found damaged or missing";
         copies_made: Counter = "copies_made", "Copies that were made anew";

@@ -1,5 +1,6 @@
 //! The daemon over HTTP, as the file system sees it.
 
+use std::fs::File;
 use std::ops::Range;
 
 use async_trait::async_trait;
@@ -63,6 +64,10 @@ impl Remote for Client {
             Some(range) => self.get_block(session, &block, range).await,
             None => self.get_whole_block(session, &block).await,
         }
+    }
+
+    async fn open_block(&self, socket: &str, session: SessionId, block: BlockId) -> Option<File> {
+        self.open_block(socket, session, &block).await
     }
 
     async fn storage(&self) -> Result<Storage> {

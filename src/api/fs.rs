@@ -73,6 +73,8 @@ pub struct SessionGrant {
     pub lease_ms: u64,
     /// What the volume uses and may use.
     pub usage: Usage,
+    /// The socket for reads by clients on the daemon's machine ([`crate::short_circuit`]), if there is one.
+    pub short_circuit: Option<String>,
 }
 
 /// Inode numbers that a session may give to what it creates: `first..first + count`.

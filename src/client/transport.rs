@@ -347,7 +347,7 @@ impl Transport {
     }
 
     /// The token to send; `refused` is one that does not work any more.
-    async fn token(&self, refused: Option<&str>) -> Result<Option<String>> {
+    pub(super) async fn token(&self, refused: Option<&str>) -> Result<Option<String>> {
         let (username, password) = match &self.credentials {
             Credentials::None => return Ok(None),
             Credentials::Token(token) => return Ok(Some(token.clone())),

@@ -19,6 +19,7 @@ mod power;
 mod races;
 mod rest;
 mod revocation;
+mod short_circuit;
 mod start;
 mod tools;
 mod two_mounts;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::cluster::{Cluster, Rest, noise};
 use super::damage::objects;
 
-async fn text(rest: &Rest) -> String {
+pub async fn text(rest: &Rest) -> String {
     let answer = rest.request("GET", "/metrics").send().await.expect("an answer");
     assert_eq!(answer.status(), 200);
     assert!(answer.headers()["content-type"].as_bytes().starts_with(b"application/openmetrics-text"));
@@ -15,7 +15,7 @@ async fn text(rest: &Rest) -> String {
 }
 
 /// A sample's value; 0 if nothing was counted yet.
-fn value(text: &str, sample: &str) -> u64 {
+pub fn value(text: &str, sample: &str) -> u64 {
     let line = text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
     line.map_or(0, |value| value.parse().expect("a number"))
 }

@@ -1,6 +1,7 @@
 //! What every store of objects must do, as functions that each store's tests call with an empty one.
 
 use bytes::Bytes;
+use std::io::{Read, Write};
 use tandemfs::ErrorKind;
 use tandemfs::id::BlockId;
 
@@ -41,6 +42,13 @@ async fn keeps_objects(store: &dyn BlockStore) {
     assert_eq!(store.get(&id(2), None).await.unwrap(), Bytes::new());
     assert_eq!(store.head(&id(1)).await.unwrap(), Some(Object { id: id(1), size: 5 }));
     assert_eq!(store.head(&id(2)).await.unwrap(), Some(Object { id: id(2), size: 0 }));
+    if let Some(mut file) = store.file(&id(1)).await.unwrap() {
+        let mut object = Vec::new();
+        file.read_to_end(&mut object).unwrap();
+        assert_eq!(object, b"first");
+        assert_eq!(store.file(&id(9)).await.unwrap_err().kind(), ErrorKind::NotFound);
+        assert!(file.write(b"x").is_err(), "it is for reading only");
+    }
     // Another one in its place.
     store.put(&id(1), Bytes::from_static(b"second one")).await.unwrap();
     assert_eq!(store.get(&id(1), None).await.unwrap(), &b"second one"[..]);

@@ -4,12 +4,12 @@
 //! fast disk (`docs/decisions/0001-direct-writes.md`).
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IoSlice, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// What lengths, offsets and addresses are multiples of: no disk has larger sectors.
-const ALIGN: usize = 4096;
+use tandemfs::block::ALIGN;
+
 /// Below this, the page cache is as fast.
 const DIRECT_MIN: usize = 1 << 20;
 
@@ -37,10 +37,16 @@ pub(super) fn write_new(path: &Path, data: &[u8]) -> io::Result<File> {
     }
 }
 
-/// Writes whole sectors, then cuts the file at its length.
+/// Writes whole sectors, then cuts the file at its length. Only what does not fill a sector is copied, or all if it is not aligned.
 fn write_direct(options: &OpenOptions, path: &Path, data: &[u8]) -> io::Result<File> {
     let mut file = options.clone().custom_flags(libc::O_DIRECT).open(path)?;
-    file.write_all(&Aligned::new(data))?;
+    let is_aligned = (data.as_ptr() as usize).is_multiple_of(ALIGN);
+    let (whole, rest) = data.split_at(if is_aligned { data.len() / ALIGN * ALIGN } else { 0 });
+    let rest = Aligned::new(rest);
+    let written = file.write_vectored(&[IoSlice::new(whole), IoSlice::new(&rest)])?;
+    if written < whole.len() + rest.len() {
+        file.write_all(&Aligned::new(data.get(written..).unwrap_or_default()))?;
+    }
     file.set_len(data.len() as u64)?;
     Ok(file)
 }
@@ -86,6 +92,16 @@ mod tests {
             write_new(&path, &data).unwrap().sync_data().unwrap();
             assert!(fs::read(&path).unwrap() == data, "{length}");
             assert_eq!(write_new(&path, &data).unwrap_err().kind(), std::io::ErrorKind::AlreadyExists);
+            fs::remove_file(&path).unwrap();
+            // At an aligned address only the last sector is copied, at any other all.
+            let copy = Aligned::new(&data);
+            for (from, aligned) in [(0, true), (1, false)] {
+                let part = &copy[from.min(length)..length];
+                assert!(!aligned || (part.as_ptr() as usize).is_multiple_of(ALIGN));
+                write_new(&path, part).unwrap().sync_data().unwrap();
+                assert!(fs::read(&path).unwrap() == part, "{length}");
+                fs::remove_file(&path).unwrap();
+            }
         }
     }
 

@@ -204,14 +204,14 @@ impl Inner {
         otherwise()
     }
 
-    fn get(&self, id: &BlockId, range: Option<Range<u64>>) -> Result<Bytes> {
+    fn file(&self, id: &BlockId) -> Result<File> {
         let path = self.path(id);
-        let mut file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) => {
-                return self.missing(error, &path, || Err(Error::not_found(format!("object {id}"))));
-            }
-        };
+        File::open(&path)
+            .or_else(|error| self.missing(error, &path, || Err(Error::not_found(format!("object {id}")))))
+    }
+
+    fn get(&self, id: &BlockId, range: Option<Range<u64>>) -> Result<Bytes> {
+        let mut file = self.file(id)?;
         let read = |file: &mut File| {
             let (from, to) = cut(range, file.metadata()?.len());
             // More than an object's length is nothing that `put` wrote; enough is read to see that.
@@ -221,7 +221,7 @@ impl Inner {
             file.take(length).read_to_end(&mut bytes)?;
             Ok(Bytes::from(bytes))
         };
-        read(&mut file).map_err(|error| failure(error, &path))
+        read(&mut file).map_err(|error| failure(error, &self.path(id)))
     }
 
     fn head(&self, id: &BlockId) -> Result<Option<Object>> {
@@ -356,6 +356,11 @@ impl BlockStore for DiskStore {
     async fn delete(&self, id: &BlockId) -> Result<()> {
         let id = *id;
         self.run(move |inner| inner.delete(&id)).await
+    }
+
+    async fn file(&self, id: &BlockId) -> Result<Option<File>> {
+        let id = *id;
+        self.run(move |inner| inner.file(&id).map(Some)).await
     }
 
     async fn room(&self) -> Result<Option<Room>> {

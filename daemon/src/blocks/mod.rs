@@ -10,6 +10,7 @@ pub mod memory;
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::fmt::Debug;
+use std::fs::File;
 use std::ops::Range;
 use tandemfs::Result;
 use tandemfs::id::BlockId;
@@ -65,6 +66,14 @@ pub trait BlockStore: Send + Sync + Debug {
     /// # Errors
     /// `Unavailable`.
     async fn delete(&self, id: &BlockId) -> Result<()>;
+
+    /// The object as an open file of this machine; `None` where objects are no such files.
+    ///
+    /// # Errors
+    /// `NotFound`; `Unavailable`.
+    async fn file(&self, _: &BlockId) -> Result<Option<File>> {
+        Ok(None)
+    }
 
     /// How much room there is; `None` where that cannot be said.
     ///

@@ -4,6 +4,7 @@
 //! memory at once and is persisted before anybody is answered about it.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::future::Future;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
@@ -290,6 +291,11 @@ impl Nodes {
     /// An object's bytes.
     pub(crate) async fn read(&self, node: &Node, id: &BlockId, range: Option<Range<u64>>) -> Result<Bytes> {
         self.call(node, |store| async move { store.get(id, range).await }).await
+    }
+
+    /// An object as an open file.
+    pub(crate) async fn file(&self, node: &Node, id: &BlockId) -> Result<Option<File>> {
+        self.call(node, |store| async move { store.file(id).await }).await
     }
 
     /// Whether an object is there, and how long it is.

@@ -1,13 +1,14 @@
 //! Reading a block: checked, from the node that is the least busy, and from another one as soon as that is bad or slow.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use tandemfs::block::{HEADER_MAX, Header};
+use tandemfs::block::{self, HEADER_MAX, Header};
 use tandemfs::error::ErrorKind;
 use tandemfs::id::{BlockId, NodeId, VolumeId};
 use tandemfs::{Error, Result};
@@ -45,6 +46,20 @@ impl Replicator {
         }
     }
 
+    /// The object of a block as an open file, for who reads it by itself and checks it; `None` where the best node to read from
+    /// has none. Who finds it bad reads with [`Replicator::get`], which reads around it and heals it.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such block.
+    pub async fn file(&self, volume: VolumeId, id: BlockId) -> Result<Option<File>> {
+        let found = self.blocks(volume, &[id]).await?.pop().flatten();
+        let block = found.ok_or_else(|| Error::not_found(format!("block {id}")))?;
+        match self.order(&id, &block.replicas).first() {
+            Some(node) => Ok(self.nodes.file(node, &id).await.unwrap_or(None)),
+            None => Ok(None),
+        }
+    }
+
     async fn get_from(
         &self,
         volume: VolumeId,
@@ -60,7 +75,7 @@ impl Replicator {
         let mut next = order.next();
         let result = loop {
             if let Some(node) = next.take() {
-                calls.push(async move { (node.id(), self.read_on(node, id, range).await) });
+                calls.push(async move { (node.id(), self.read_on(node, id, block.size, range).await) });
             }
             if calls.is_empty() {
                 break None;
@@ -115,15 +130,17 @@ impl Replicator {
         order
     }
 
-    async fn read_on(&self, node: &Node, id: &BlockId, range: &Range<u32>) -> Result<Bytes> {
-        let start = self.nodes.read(node, id, Some(0..HEADER_MAX as u64)).await?;
+    async fn read_on(&self, node: &Node, id: &BlockId, size: u32, range: &Range<u32>) -> Result<Bytes> {
+        let is_whole = *range == (0..size);
+        let first = if is_whole { block::object_len(size) } else { HEADER_MAX as u64 };
+        let start = self.nodes.read(node, id, Some(0..first)).await?;
         let header = Header::parse(&start)?;
         if header.id() != *id {
             return Err(Error::corrupt(format!("node {} has another block in its place", node.id())));
         }
         let stored = header.stored_range(range.clone());
         let pieces = match (usize::try_from(stored.start), usize::try_from(stored.end)) {
-            // A small block came with its header.
+            // A small block, or one that is wanted whole, came with its header.
             (Ok(from), Ok(to)) if to <= start.len() => start.slice(from..to),
             _ => self.nodes.read(node, id, Some(stored)).await?,
         };

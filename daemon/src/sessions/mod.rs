@@ -12,8 +12,9 @@ mod session;
 mod tests;
 
 use bytes::Bytes;
+use std::fs::File;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tandemfs::api::fs::{
     Ack, BATCH_MUTATIONS_MAX, Batch, BatchReply, InodeRange, OpenSession, Read, ReadReply, ResumeSession,
@@ -51,6 +52,7 @@ pub struct Sessions {
     audience: Arc<Audience>,
     clock: Arc<dyn Clock>,
     lease: Duration,
+    short_circuit: OnceLock<String>,
     worker: std::sync::Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -79,11 +81,24 @@ impl Sessions {
                 audience.add(volume, Arc::new(session));
             }
         }
-        let sessions =
-            Arc::new(Self { meta, volumes, audience, clock, lease, worker: std::sync::Mutex::default() });
+        let sessions = Arc::new(Self {
+            meta,
+            volumes,
+            audience,
+            clock,
+            lease,
+            short_circuit: OnceLock::new(),
+            worker: std::sync::Mutex::default(),
+        });
         let worker = tokio::spawn(watch_over(Arc::downgrade(&sessions), lease));
         *sessions.worker.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(worker);
         Ok(sessions)
+    }
+
+    /// From now on sessions are told of a socket for short-circuit reads.
+    pub(crate) fn offer_short_circuit(&self, name: String) {
+        // There is one in a daemon's life.
+        let _second = self.short_circuit.set(name);
     }
 
     /// Stops watching over the sessions; they stay stored for the next run.
@@ -157,6 +172,7 @@ impl Sessions {
             version: read.version,
             lease_ms: u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX),
             usage,
+            short_circuit: self.short_circuit.get().cloned(),
         })
     }
 
@@ -316,6 +332,18 @@ impl Sessions {
     pub async fn block_size(&self, caller: &Caller, id: SessionId, block: BlockId) -> Result<u32> {
         let (_, volume) = self.find(caller, id).await?;
         volume.block_size(block).await
+    }
+
+    /// The object of a block that the volume has, as an open file, unchecked; `None` where that cannot be had or there is no such block.
+    ///
+    /// # Errors
+    /// As [`Sessions::resume`].
+    pub async fn block_file(&self, caller: &Caller, id: SessionId, block: BlockId) -> Result<Option<File>> {
+        let (_, volume) = self.find(caller, id).await?;
+        match volume.block_file(block).await {
+            Err(error) if error.kind() == tandemfs::ErrorKind::NotFound => Ok(None),
+            result => result,
+        }
     }
 
     /// Reads a block that the volume has.

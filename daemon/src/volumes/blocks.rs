@@ -1,6 +1,7 @@
 //! Blocks of a volume: stored under the id that their bytes have, read by those who have the volume.
 
 use bytes::Bytes;
+use std::fs::File;
 use std::ops::Range;
 use tandemfs::api::fs::BLOCK_SIZE_MAX;
 use tandemfs::id::{BlockId, VolumeKey};
@@ -46,6 +47,14 @@ impl Volume {
     pub(crate) async fn block_size(&self, id: BlockId) -> Result<u32> {
         let record = self.shared.replicator.blocks(self.id, &[id]).await?.pop().flatten();
         record.map(|block| block.size).ok_or_else(|| Error::not_found("block"))
+    }
+
+    /// The object of a block as an open file, unchecked, where that can be had.
+    ///
+    /// # Errors
+    /// As [`Volume::block_size`].
+    pub(crate) async fn block_file(&self, id: BlockId) -> Result<Option<File>> {
+        self.shared.replicator.file(self.id, id).await
     }
 
     /// Bytes of a block.

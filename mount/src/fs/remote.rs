@@ -1,5 +1,6 @@
 //! What the mount needs of the daemon. Implemented by the HTTP client, and by an in-memory daemon in tests.
 
+use std::fs::File;
 use std::ops::Range;
 
 use async_trait::async_trait;
@@ -39,6 +40,10 @@ pub trait Remote: Send + Sync + 'static {
     /// Reads a block, or a range of it.
     async fn get_block(&self, session: SessionId, block: BlockId, range: Option<Range<u32>>)
     -> Result<Bytes>;
+    /// A block's object as an open file, unchecked, by the socket that the session was granted; `None` where that cannot be had.
+    async fn open_block(&self, _socket: &str, _: SessionId, _: BlockId) -> Option<File> {
+        None
+    }
     /// What the user may still store.
     async fn storage(&self) -> Result<Storage>;
     /// Whether an error says that nobody listens, as against a network that is silent.

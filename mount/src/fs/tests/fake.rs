@@ -337,6 +337,7 @@ impl Remote for Daemon {
             run: state.run,
             version: state.version,
             lease_ms: LEASE_MS,
+            short_circuit: None,
             usage: Usage::default(),
         })
     }
@@ -356,6 +357,7 @@ impl Remote for Daemon {
             run,
             version,
             lease_ms: LEASE_MS,
+            short_circuit: None,
             usage: Usage::default(),
         })
     }
