@@ -117,6 +117,36 @@ async fn the_thirteen_endpoints_do_what_they_say() {
     assert_eq!(expect(alice.request("GET", "/storage"), 200).await["used_bytes"], 0);
 }
 
+/// RFC 9110, section 13.1: what fails for a precondition is told from what is refused anyway, and nothing of it is stored.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_obeys_its_preconditions() {
+    let cluster = Cluster::start();
+    let admin = cluster.login("admin", "admin123").await;
+    let upload = |path: &'static str, header: &'static str, value: String| {
+        let part = reqwest::multipart::Part::bytes(noise(2, 5000)).file_name("file");
+        let form = reqwest::multipart::Form::new().text("path", path).part("file", part);
+        let request = admin.request("POST", "/upload").header(header, value).multipart(form);
+        async { request.send().await.expect("an answer").json::<Value>().await.expect("JSON") }
+    };
+    assert_eq!(upload("d/new", "If-Match", "*".into()).await["status"], 412);
+    let file = upload("d/new", "If-None-Match", "*".into()).await;
+    let answer = admin.request("GET", &format!("/download/{}", file["file_id"].as_str().unwrap()));
+    let etag = answer.send().await.unwrap().headers()["etag"].to_str().unwrap().to_owned();
+    for path in ["d/new", "d"] {
+        assert_eq!(upload(path, "If-None-Match", "*".into()).await["code"], "stale", "{path}");
+        assert_eq!(
+            upload(path, "If-None-Match", "\"other\"".into()).await["code"],
+            "already_exists",
+            "{path}"
+        );
+        assert_eq!(upload(path, "If-Match", "\"other\"".into()).await["code"], "stale", "{path}");
+    }
+    assert_eq!(upload("d/new", "If-None-Match", etag.clone()).await["status"], 412);
+    assert_eq!(upload("d/new", "If-Match", etag).await["status"], 409);
+    let list = expect(admin.request("GET", "/files"), 200).await;
+    assert_eq!(list["files"].as_array().map(Vec::len), Some(1), "{list}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn one_user_cannot_tell_anothers_file_from_none() {
     let cluster = Cluster::start();

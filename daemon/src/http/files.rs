@@ -78,7 +78,7 @@ async fn upload(
                     Some(path) => path,
                     None => vec![file_name(&field)?],
                 };
-                let mut upload = app.volumes.upload(&caller, path).await?;
+                let mut upload = app.volumes.upload(&caller, path, preconditions(&headers)).await?;
                 while let Some(data) = field.chunk().await.map_err(broken)? {
                     upload.write(data).await?;
                 }

@@ -94,7 +94,8 @@ impl Person {
         let parts = self.parts.clone();
         let path = format!("{DIRECTORY}/{name}");
         let request = async move {
-            let mut upload = parts.volumes.upload(&parts.caller, split_path(path)?).await?;
+            let mut upload =
+                parts.volumes.upload(&parts.caller, split_path(path)?, Preconditions::default()).await?;
             for part in content.chunks(100) {
                 upload.write(bytes::Bytes::copy_from_slice(part)).await?;
             }

@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 
 use super::super::commit::Change;
 use super::super::volume::Volume;
-use super::{Volumes, file};
+use super::{Preconditions, Volumes, etag, file};
 use crate::accounts::Caller;
 
 /// Blocks of one upload that are being stored at once.
@@ -28,6 +28,7 @@ const DIRECTORIES_MAX: usize = 256;
 pub struct Upload {
     volume: Arc<Volume>,
     path: Vec<Name>,
+    preconditions: Preconditions,
     buffer: BytesMut,
     hasher: Sha256,
     extents: Vec<WrittenExtent>,
@@ -44,8 +45,14 @@ impl Volumes {
     /// Begins an upload to a path of the caller's home volume.
     ///
     /// # Errors
-    /// `Invalid` for the root; `AlreadyExists` when the path is taken; `NotADirectory`.
-    pub async fn upload(&self, caller: &Caller, path: Vec<Name>) -> Result<Upload> {
+    /// `Invalid` for the root; `Stale` when a precondition does not hold; `AlreadyExists` when the path is taken;
+    /// `NotADirectory`.
+    pub async fn upload(
+        &self,
+        caller: &Caller,
+        path: Vec<Name>,
+        preconditions: Preconditions,
+    ) -> Result<Upload> {
         if path.is_empty() {
             return Err(Error::invalid("the path names no file"));
         }
@@ -55,13 +62,14 @@ impl Volumes {
         let volume = self.volume(caller.home).await?;
         let usage = volume
             .query(|set| {
-                parents(set, &path)?;
+                parents(set, &path, &preconditions)?;
                 set.usage()
             })
             .await?;
         Ok(Upload {
             volume,
             path,
+            preconditions,
             buffer: BytesMut::new(),
             hasher: Sha256::new(),
             extents: Vec::new(),
@@ -119,10 +127,11 @@ impl Upload {
         let volume = Arc::clone(&self.volume);
         let inos = volume.new_inos(self.path.len()).await?;
         let time = volume.shared.now();
-        let (path, extents, size) = (&self.path, &self.extents, self.size);
+        let (path, preconditions) = (&self.path, &self.preconditions);
+        let (extents, size) = (&self.extents, self.size);
         let ino = inos.last().copied().unwrap_or(Ino::ROOT);
         let change = Change::planned(move |set| {
-            let (mut parent, missing) = parents(set, path)?;
+            let (mut parent, missing) = parents(set, path, preconditions)?;
             let by = Credentials { uid: parent.uid, gid: parent.gid };
             let mut mutations = Vec::new();
             let (last, directories) =
@@ -193,14 +202,17 @@ async fn joined(stored: JoinHandle<Result<()>>) -> Result<()> {
     stored.await.unwrap_or_else(|error| Err(Error::internal("storing a block was cut short").because(error)))
 }
 
-/// The deepest directory of a path that is there, and the names below it that are not, the file's own last.
-fn parents(set: &WorkingSet, path: &[Name]) -> Outcome<(Inode, Vec<Name>)> {
+/// The deepest directory of a path that is there, and the names below it that are not, the file's own last. What is at the path
+/// decides about the preconditions, which come before the rule that an upload replaces nothing (RFC 9110, section 13.2.1).
+fn parents(set: &WorkingSet, path: &[Name], preconditions: &Preconditions) -> Outcome<(Inode, Vec<Name>)> {
     let mut parent = set.directory(Ino::ROOT)?.clone();
     for (depth, name) in path.iter().enumerate() {
         let Some(entry) = set.entry(parent.ino, name)? else {
+            preconditions.check(None)?;
             return Ok((parent, path[depth..].to_vec()));
         };
         if depth + 1 == path.len() {
+            preconditions.check(Some(&etag(set.inode_ref(entry.ino)?)))?;
             return Err(Error::already_exists(name.to_lossy()).into());
         }
         if entry.kind != Kind::Directory {

@@ -74,7 +74,11 @@ async fn a_failed_upload_leaves_nothing() {
     let world = World::with(settings, Some(20_000_000)).await;
     assert_eq!(world.upload("large", &bytes(1, 6_000_000)).await.unwrap_err().kind(), ErrorKind::TooLarge);
     {
-        let mut upload = world.volumes.upload(&world.caller, vec![name("given up")]).await.unwrap();
+        let mut upload = world
+            .volumes
+            .upload(&world.caller, vec![name("given up")], Preconditions::default())
+            .await
+            .unwrap();
         upload.write(bytes(2, 4_500_000).into()).await.unwrap();
     }
     tokio::time::sleep(Duration::from_secs(1)).await;

@@ -107,7 +107,7 @@ impl World {
     /// Uploads a file; its id.
     pub(crate) async fn upload(&self, path: &str, data: &[u8]) -> Result<String> {
         let path = tandemfs::name::split_path(path)?;
-        let mut upload = self.volumes.upload(&self.caller, path).await?;
+        let mut upload = self.volumes.upload(&self.caller, path, Preconditions::default()).await?;
         for piece in data.chunks(1_000_000) {
             upload.write(Bytes::copy_from_slice(piece)).await?;
         }
