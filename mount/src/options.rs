@@ -20,7 +20,7 @@ usage: tandem-mount URL DIRECTORY [-o option,option=…] [-f] [-v]
        volume=NAME           a shared volume instead of one's own
        subdir=PATH           a directory of the volume instead of all of it
        credentials=FILE      a file of mode 0600 with `token = \"…\"`, or `username = \"…\"` and `password = \"…\"`
-       ca=FILE               trust this authority (PEM) as well
+       ca=FILE               trust the authorities in this file (PEM), and no others
        memory=SIZE           for all buffers and caches together, 128M if not given
        offline_timeout=TIME  how long calls wait for a daemon that is away, 5min if not given
        log=FILE              where to log to in the background
@@ -104,7 +104,7 @@ pub struct MountOptions {
     pub subdir: Vec<Name>,
     /// A file with credentials.
     pub credentials: Option<PathBuf>,
-    /// A certificate authority to trust.
+    /// The certificate authorities to trust, instead of the system's.
     pub ca: Option<PathBuf>,
     /// Bytes for all buffers and caches.
     pub memory: usize,

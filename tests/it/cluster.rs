@@ -62,7 +62,7 @@ impl Cluster {
     /// Starts the daemon, on the same port if it ran before.
     pub fn launch(&mut self) {
         assert!(self.daemon.is_none(), "it runs already");
-        let listen = self.url.strip_prefix("http://").unwrap_or("127.0.0.1:0").to_owned();
+        let listen = self.url.split_once("://").map_or("127.0.0.1:0", |(_, address)| address).to_owned();
         let log =
             File::options().create(true).append(true).open(self.root.join("log")).expect("the log opens");
         let mut child = Command::new(program("tandemd"))

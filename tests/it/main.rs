@@ -21,5 +21,6 @@ mod rest;
 mod revocation;
 mod short_circuit;
 mod start;
+mod tls;
 mod tools;
 mod two_mounts;
