@@ -1,15 +1,17 @@
-//! faults.md K1 and K5: the daemon killed under a mixed load, with a mount that rides it out.
+//! faults.md K1, K5 and M6: the daemon killed and stopped under a mixed load, with a mount that rides it out.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use super::cluster::{Cluster, noise};
+use super::cluster::{Cluster, Mount, noise};
+use super::shell::sh;
 
 const KILLS: u64 = 20;
 
@@ -120,21 +122,57 @@ fn verify(directory: &std::path::Path, list: &[(String, u64, usize)], content_of
     }
 }
 
+/// A writer in a mount and an uploader beside it.
+struct Load {
+    mount: Mount,
+    stop: Arc<AtomicBool>,
+    written: Acknowledged,
+    uploaded: Acknowledged,
+    threads: [JoinHandle<()>; 2],
+}
+
+impl Load {
+    fn start(cluster: &Cluster) -> Self {
+        let mount = cluster.mount("m");
+        fs::create_dir(mount.path().join("up")).expect("a directory");
+        let stop = Arc::new(AtomicBool::new(false));
+        let (written, uploaded) = (Acknowledged::default(), Acknowledged::default());
+        let writer = {
+            let (path, stop, done) = (mount.path().to_owned(), cluster.root().join("stop"), written.clone());
+            thread::spawn(move || write_files(path, stop, done))
+        };
+        let uploader = {
+            let (url, stop, done) = (cluster.url().to_owned(), stop.clone(), uploaded.clone());
+            thread::spawn(move || upload_files(url, stop, done))
+        };
+        Self { mount, stop, written, uploaded, threads: [writer, uploader] }
+    }
+
+    /// Ends it, and checks that all that was acknowledged is there, in this mount and in the next one.
+    fn end(self, cluster: &mut Cluster) {
+        self.stop.store(true, Ordering::SeqCst);
+        fs::write(cluster.root().join("stop"), "").expect("a file");
+        for thread in self.threads {
+            thread.join().expect("nothing happened to the load that may not happen");
+        }
+        let (written, uploaded) =
+            (self.written.lock().expect("the list"), self.uploaded.lock().expect("the list"));
+        println!("{} written, {} uploaded", written.len(), uploaded.len());
+        assert!(!written.is_empty() && !uploaded.is_empty(), "there was no load");
+        verify(self.mount.path(), &written, pattern);
+        self.mount.unmount();
+        let mount = cluster.mount("again");
+        verify(mount.path(), &written, pattern);
+        verify(&mount.path().join("up"), &uploaded, noise);
+        mount.unmount();
+        super::damage::nodes_hold_what_is_claimed(cluster);
+    }
+}
+
 #[test]
 fn nothing_acknowledged_is_lost_when_the_daemon_is_killed() {
     let mut cluster = Cluster::start();
-    let mount = cluster.mount("m");
-    fs::create_dir(mount.path().join("up")).unwrap();
-    let stop = Arc::new(AtomicBool::new(false));
-    let (written, uploaded) = (Acknowledged::default(), Acknowledged::default());
-    let writer = {
-        let (path, stop, done) = (mount.path().to_owned(), cluster.root().join("stop"), written.clone());
-        thread::spawn(move || write_files(path, stop, done))
-    };
-    let uploader = {
-        let (url, stop, done) = (cluster.url().to_owned(), stop.clone(), uploaded.clone());
-        thread::spawn(move || upload_files(url, stop, done))
-    };
+    let load = Load::start(&cluster);
     let mut slowest = Duration::ZERO;
     for kill in 0..KILLS {
         thread::sleep(Duration::from_millis(150 + kill * 37 % 400));
@@ -145,24 +183,29 @@ fn nothing_acknowledged_is_lost_when_the_daemon_is_killed() {
         cluster.launch();
         slowest = slowest.max(begin.elapsed());
     }
+    println!("slowest start {slowest:?}");
     thread::sleep(Duration::from_millis(500));
-    stop.store(true, Ordering::SeqCst);
-    fs::write(cluster.root().join("stop"), "").unwrap();
-    writer.join().expect("the mount rode out every kill");
-    uploader.join().expect("the uploader saw only what may happen");
-    println!(
-        "slowest start {slowest:?}, {} written, {} uploaded",
-        written.lock().unwrap().len(),
-        uploaded.lock().unwrap().len()
-    );
-    assert!(written.lock().unwrap().len() > 20, "there was hardly any load");
-    assert!(!uploaded.lock().unwrap().is_empty(), "there was no upload");
+    assert!(load.written.lock().unwrap().len() > 20, "there was hardly any load");
+    load.end(&mut cluster);
+}
 
-    verify(mount.path(), &written.lock().unwrap(), pattern);
-    mount.unmount();
-    let mount = cluster.mount("again");
-    verify(mount.path(), &written.lock().unwrap(), pattern);
-    verify(&mount.path().join("up"), &uploaded.lock().unwrap(), noise);
-    mount.unmount();
-    super::damage::nodes_hold_what_is_claimed(&mut cluster);
+/// The daemon gets ten seconds ([`Cluster::stop`]), with a mount and an uploader that go on meanwhile.
+#[test]
+fn a_daemon_that_is_told_to_stop_under_load_ends_in_time_and_leaves_only_its_data() {
+    let mut cluster = Cluster::start();
+    let load = Load::start(&cluster);
+    for _ in 0..3 {
+        thread::sleep(Duration::from_secs(1));
+        let address = cluster.url().trim_start_matches("http://").to_owned();
+        cluster.stop();
+        assert!(TcpStream::connect(&address).is_err(), "somebody still listens on {address}");
+        // No lock is held, no socket is left, and what was begun to be stored is stored or gone.
+        sh(
+            &cluster.data(),
+            "flock -n lock true && [ -z \"$(find . -type s)\" ] && [ -z \"$(find nodes/*/staging -type f)\" ]",
+        );
+        cluster.launch();
+    }
+    thread::sleep(Duration::from_millis(500));
+    load.end(&mut cluster);
 }

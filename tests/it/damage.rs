@@ -119,6 +119,68 @@ fn a_failed_upload_and_a_deleted_file_leave_nothing_on_the_nodes() {
     panic!("deleted data is still on the nodes:\n{}", cluster.log());
 }
 
+/// faults.md P3. The node has lost what came after the copy was made, and has again what was deleted since.
+#[test]
+fn a_node_that_comes_back_as_it_was_some_time_ago_serves_nothing_old_and_is_healed() {
+    let mut cluster = Cluster::start_with(&["--config", &config("grace_s = 1\ncollect_interval_s = 1\n")]);
+    let stored = |cluster: &Cluster| (1..=3).map(|node| objects(cluster, node).len()).sum::<usize>();
+    // What a file holds in the end; each is a block of its own.
+    let content = |number: u64| match number {
+        0..40 => Some(noise(number, 3000)),
+        40..80 => Some(noise(1000 + number, 3000)),
+        80..120 => None,
+        _ => Some(noise(number, 3000)),
+    };
+    let mount = cluster.mount("m");
+    for number in 0..120 {
+        fs::write(mount.path().join(format!("f{number}")), noise(number, 3000)).unwrap();
+    }
+    mount.unmount();
+    cluster.stop();
+    sh(cluster.root(), "cp -a data/nodes/1 old");
+    cluster.launch();
+    let mount = cluster.mount("m");
+    for number in 40..160 {
+        let path = mount.path().join(format!("f{number}"));
+        match content(number) {
+            Some(content) => fs::write(path, content).unwrap(),
+            None => fs::remove_file(path).unwrap(),
+        }
+    }
+    mount.unmount();
+    // Until the blocks of before are gone: nothing but the copy in `old` has them then.
+    let mut tries = 0..300;
+    while stored(&cluster) != 2 * 120 {
+        assert!(
+            tries.next().is_some(),
+            "garbage is not collected: {} objects\n{}",
+            stored(&cluster),
+            cluster.log()
+        );
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    cluster.stop();
+    let before = objects(&cluster, 1);
+    sh(cluster.root(), "rm -r data/nodes/1 && mv old data/nodes/1");
+    let old = objects(&cluster, 1);
+    let missing = before.keys().filter(|id| !old.contains_key(id)).count();
+    let again = old.keys().filter(|id| !before.contains_key(id)).count();
+    println!("{missing} objects are missing on node 1, {again} are there again");
+    assert!(missing > 20 && again > 20);
+    cluster.launch();
+
+    let mount = cluster.mount("m");
+    for number in 0..160 {
+        let read = fs::read(mount.path().join(format!("f{number}"))).ok();
+        assert!(read == content(number), "f{number} is not what it was last");
+    }
+    mount.unmount();
+    cluster.tandem(&["admin", "repair-node", "1"]);
+    cluster.wait_healthy();
+    nodes_hold_what_is_claimed(&mut cluster);
+    assert_eq!(stored(&cluster), 2 * 120, "two copies of each block, and nothing else");
+}
+
 /// A configuration file that lives as long as the test process.
 pub fn config(text: &str) -> String {
     let file = tempfile::Builder::new().prefix("tandem-it-").suffix(".toml").tempfile().expect("a file");
