@@ -5,12 +5,13 @@ use std::path::Path;
 use super::cluster::Cluster;
 use super::shell::sh;
 
-/// A tree with real files, links, modes, times, attributes and odd names. Small enough for every run.
+/// A tree with real files, sources of a crate, links, modes, times, attributes and odd names. Small enough for every run.
 fn real_tree(at: &Path) {
+    sh(at, &format!("mkdir tree && cp -a {}/mount tree/crate", env!("CARGO_MANIFEST_DIR")));
     sh(
         at,
         r"
-        mkdir tree && cd tree
+        cd tree
         cp -a /usr/include/linux /usr/include/x86_64-linux-gnu/sys . 2>/dev/null || cp -a /usr/include/linux .
         mkdir -p docs && cp -a /usr/share/doc/git* docs/ 2>/dev/null || cp -a /usr/share/doc/a* docs/
         ln -s ../linux docs/link; ln -s /nonexistent docs/dangling; ln linux/fs.h docs/hard.h
@@ -107,7 +108,7 @@ fn git_sqlite_sed_and_dd() {
         r#"
         seq 1000 > numbers && sed -i 's/^5$/five/' numbers && grep -qx five numbers && [ "$(wc -l <numbers)" = 1000 ]
         printf old > f && printf new > .f.swp && sync .f.swp && mv f f~ && mv .f.swp f && [ "$(cat f f~)" = newold ]
-        head -c 9000001 /dev/urandom > /tmp/tandem-it-dd.$$ && dd if=/tmp/tandem-it-dd.$$ of=direct bs=1M oflag=direct status=none 2>/dev/null || dd if=/tmp/tandem-it-dd.$$ of=direct bs=512 oflag=direct status=none
+        head -c 9000001 /dev/urandom > /tmp/tandem-it-dd.$$ && dd if=/tmp/tandem-it-dd.$$ of=direct bs=1M oflag=direct status=none
         cmp /tmp/tandem-it-dd.$$ direct && dd if=direct iflag=direct bs=1M status=none | cmp - /tmp/tandem-it-dd.$$; rm /tmp/tandem-it-dd.$$
         "#,
     );
@@ -132,6 +133,28 @@ P
         exec 3>gone && rm gone && printf kept >&3 && [ "$(cat /proc/self/fd/3)" = kept ]
         "#,
     );
+    mount.unmount();
+}
+
+#[test]
+fn a_crate_is_built_and_tested() {
+    let cluster = Cluster::start();
+    let mount = cluster.mount("m");
+    sh(
+        mount.path(),
+        r#"
+        cargo init --quiet --offline --vcs none --name small small && cd small
+        printf 'pub fn double(n: u32) -> u32 { 2 * n }\n#[test]\nfn doubles() { assert_eq!(double(2), 4); }\n' > src/lib.rs
+        echo 'fn main() { println!("{}", small::double(21)); }' > src/main.rs
+        export CARGO_TARGET_DIR=$PWD/target
+        cargo build --quiet --offline && [ "$(target/debug/small)" = 42 ] && cargo test --quiet --offline
+        touch src/lib.rs && cargo build --offline 2>&1 | grep -q Compiling
+        [ "$(cargo build --offline 2>&1 | grep -c Compiling)" = 0 ]
+        "#,
+    );
+    mount.unmount();
+    let mount = cluster.mount("m");
+    sh(mount.path(), "cd small && [ \"$(target/debug/small)\" = 42 ] && rm -r target");
     mount.unmount();
 }
 
