@@ -266,5 +266,24 @@ async fn ambiguous_requests_are_refused_and_their_connections_closed() {
         assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
         assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{answer}");
     }
+    // A bare LF ends a line of a head, as RFC 9112, section 2.2, allows (docs/security.md): it is never a part of a value, so that
+    // what it hides from another program counts here.
+    let hidden = |header: &str| encoded(&format!("X-Hides: a\n{header}")) + SMUGGLED;
+    for (request, expected) in [
+        (hidden("Transfer-Encoding: chunked\r\nContent-Length: 4"), "401"),
+        (hidden("Transfer-Encoding: identity"), "400"),
+        (get(line, "Host: x\nHost: x") + SMUGGLED, "400"),
+        (get(line, "Host: x\nX-More : a") + SMUGGLED, "400"),
+    ] {
+        let shown = request.clone();
+        let answer = blocking(move || {
+            let mut stream = connect(to);
+            let _ = stream.write_all(request.as_bytes());
+            rest(stream)
+        })
+        .await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {expected} ")), "{shown:?}: {answer}");
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{shown:?}: {answer}");
+    }
     serving.stop().await.unwrap();
 }
