@@ -8,6 +8,7 @@ mod admin;
 mod files;
 mod fs;
 mod transport;
+mod volumes;
 
 #[cfg(test)]
 mod tests;

@@ -10,6 +10,8 @@ use crate::{Error, Result};
 pub const NAME_MAX: usize = 255;
 /// The longest path, in bytes (PATH_MAX without its terminator).
 pub const PATH_MAX: usize = 4096;
+/// The longest name of a user or a volume, in bytes.
+const PLAIN_NAME_MAX: usize = 64;
 
 /// A directory entry's name: 1 to 255 bytes, any but `/` and NUL, and neither `.` nor `..`.
 ///
@@ -124,6 +126,25 @@ impl<'de> Deserialize<'de> for Name {
     }
 }
 
+/// Checks a name that an admin gives to a user or a volume: one spelling for one thing, and nothing that a log, a path, a mount option or a
+/// header could take for more than a name. `what` is for the message.
+///
+/// # Errors
+/// `Invalid`.
+pub fn check_plain(what: &str, name: &str) -> Result<()> {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let bytes = name.as_bytes();
+    let good = bytes.len() <= PLAIN_NAME_MAX
+        && bytes.first().is_some_and(|first| plain(*first))
+        && bytes.iter().all(|byte| plain(*byte) || b"._-".contains(byte));
+    if good {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "a {what} name has 1 to {PLAIN_NAME_MAX} of a-z 0-9 . _ - and begins with a letter or a digit"
+    )))
+}
+
 /// Splits a path from the root of a volume into names: leading, trailing and repeated slashes and `.` count for
 /// nothing, `..` is refused because a path here is data and leads nowhere else.
 ///
@@ -147,7 +168,17 @@ pub fn join_path(names: &[Name]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Name, join_path, split_path};
+    use super::{Name, check_plain, join_path, split_path};
+
+    #[test]
+    fn names_of_users_and_volumes_are_plain() {
+        for good in ["a", "0", "team-1.b_c", &"x".repeat(64)] {
+            check_plain("volume", good).unwrap();
+        }
+        for bad in ["", "A", ".a", "-a", "_a", "a b", "a/b", "a,b", "a=b", "ä", "a\n", &"x".repeat(65)] {
+            assert!(check_plain("volume", bad).is_err(), "{bad:?}");
+        }
+    }
 
     #[test]
     fn names_are_checked() {

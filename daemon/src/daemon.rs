@@ -242,4 +242,8 @@ impl Homes for UserHomes {
     async fn end_sessions(&self, user: UserId) {
         self.sessions.end_user(user);
     }
+
+    async fn revoke_grants(&self, user: UserId) -> Result<()> {
+        self.volumes.revoke_all(user).await
+    }
 }

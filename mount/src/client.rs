@@ -70,8 +70,11 @@ impl Remote for Client {
         self.open_block(socket, session, &block).await
     }
 
-    async fn storage(&self) -> Result<Storage> {
-        self.storage().await
+    async fn storage(&self, volume: Option<&str>) -> Result<Storage> {
+        match volume {
+            Some(name) => Ok(self.volume(name).await?.storage),
+            None => self.storage().await,
+        }
     }
 
     fn is_refused(&self, error: &Error) -> bool {

@@ -6,6 +6,7 @@ pub mod files;
 pub mod fs;
 pub mod problem;
 pub mod users;
+pub mod volumes;
 
 /// The header in which both ends name a request, in logs and in problem bodies.
 pub const REQUEST_ID: &str = "x-request-id";

@@ -35,7 +35,9 @@ pub(super) async fn run(context: &Context, command: Admin) -> Outcome {
         Admin::Scrub { node } => start(context, client.scrub(node).await?),
         Admin::Collect => start(context, client.collect().await?),
         // Dispatched before.
-        Admin::Users(_) | Admin::Tokens(_) | Admin::Keys(_) => Err(Error::internal("").into()),
+        Admin::Users(_) | Admin::Tokens(_) | Admin::Keys(_) | Admin::Volumes(_) | Admin::Grants(_) => {
+            Err(Error::internal("").into())
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use tandemfs::api::admin::FailMode;
 use tandemfs::api::users::Role;
+use tandemfs::api::volumes::Access;
 use tandemfs::id::{JobId, NodeId};
 
 const EXIT_CODES: &str = "\
@@ -142,6 +143,8 @@ pub(crate) enum Command {
     Status,
     /// Say what is used and what is left.
     Storage,
+    /// List the shared volumes that you are granted.
+    Volumes,
     /// Your long-lived tokens.
     #[command(subcommand)]
     Tokens(Tokens),
@@ -219,6 +222,12 @@ pub(crate) enum Admin {
     /// The users.
     #[command(subcommand)]
     Users(Users),
+    /// The shared volumes.
+    #[command(subcommand)]
+    Volumes(Volumes),
+    /// Who may use the shared volumes.
+    #[command(subcommand)]
+    Grants(Grants),
     /// Tokens: as `tandem tokens`, for all users by --user.
     #[command(subcommand)]
     Tokens(Tokens),
@@ -318,12 +327,90 @@ pub(crate) struct UserFields {
     /// What the user may do.
     #[arg(long, value_enum)]
     pub(crate) role: Option<RoleName>,
-    /// Bytes that the home volume may take, such as 10G.
+    #[command(flatten)]
+    pub(crate) quota: Quota,
+}
+
+/// What a volume may take: a user's home volume or a shared one.
+#[derive(Args, Debug)]
+pub(crate) struct Quota {
+    /// Bytes that the volume may take, such as 10G.
     #[arg(long, value_name = "SIZE", value_parser = tandemfs::config::parse_size)]
     pub(crate) quota_bytes: Option<u64>,
-    /// Files, directories and others that the home volume may have.
+    /// Files, directories and others that the volume may have.
     #[arg(long, value_name = "COUNT")]
     pub(crate) quota_files: Option<u64>,
+}
+
+/// `tandem admin volumes`
+#[derive(Debug, Subcommand)]
+pub(crate) enum Volumes {
+    /// List them.
+    List,
+    /// Make one. Nobody may use it before `tandem admin grants set`.
+    Add {
+        /// The name.
+        name: String,
+        #[command(flatten)]
+        quota: Quota,
+    },
+    /// Change the quota.
+    Change {
+        /// The name.
+        name: String,
+        #[command(flatten)]
+        quota: Quota,
+    },
+    /// Remove one, with all files.
+    Delete {
+        /// The name.
+        name: String,
+    },
+}
+
+/// `tandem admin grants`
+#[derive(Debug, Subcommand)]
+pub(crate) enum Grants {
+    /// List who may use a volume.
+    List {
+        /// The volume's name.
+        volume: String,
+    },
+    /// Let a user use a volume. Less than before ends the user's mounts of it.
+    Set {
+        /// The volume's name.
+        volume: String,
+        /// The user's name.
+        username: String,
+        /// What for.
+        #[arg(value_enum)]
+        access: AccessName,
+    },
+    /// Let a user use a volume no more; the user's mounts of it end.
+    Revoke {
+        /// The volume's name.
+        volume: String,
+        /// The user's name.
+        username: String,
+    },
+}
+
+/// What a grant allows.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum AccessName {
+    /// Read.
+    Read,
+    /// Read and change.
+    Write,
+}
+
+impl From<AccessName> for Access {
+    fn from(access: AccessName) -> Self {
+        match access {
+            AccessName::Read => Self::Read,
+            AccessName::Write => Self::Write,
+        }
+    }
 }
 
 /// How a node fails.

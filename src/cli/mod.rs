@@ -11,6 +11,7 @@ mod status;
 mod transfer;
 mod tree;
 mod users;
+mod volumes;
 
 use std::process::ExitCode;
 
@@ -92,6 +93,7 @@ async fn dispatch(context: &Context, command: Command) -> Outcome {
         Command::Mv { no_clobber, old, new } => files::rename(context, &old, &new, no_clobber).await,
         Command::Status => status::status(context).await,
         Command::Storage => status::storage(context).await,
+        Command::Volumes => volumes::list(context).await,
         Command::Tokens(tokens) | Command::Admin(Admin::Tokens(tokens)) => match tokens {
             Tokens::List { user } => account::list_tokens(context, user.as_deref()).await,
             Tokens::Create { name, expires_in_days } => {
@@ -103,6 +105,8 @@ async fn dispatch(context: &Context, command: Command) -> Outcome {
         },
         Command::Admin(Admin::Keys(keys)) => account::signing_keys(context, keys).await,
         Command::Admin(Admin::Users(users)) => users::run(context, users).await,
+        Command::Admin(Admin::Volumes(command)) => volumes::run(context, command).await,
+        Command::Admin(Admin::Grants(command)) => volumes::run_grants(context, command).await,
         Command::Admin(command) => admin::run(context, command).await,
         Command::Completions { .. } | Command::Man { .. } => Ok(()),
     }

@@ -18,8 +18,8 @@ pub(super) async fn run(context: &Context, command: Users) -> Outcome {
                 username,
                 password,
                 role: fields.role.map(Role::from).unwrap_or_default(),
-                quota_bytes: fields.quota_bytes,
-                quota_files: fields.quota_files,
+                quota_bytes: fields.quota.quota_bytes,
+                quota_files: fields.quota.quota_files,
             };
             show(context, &client.register(&user).await?)
         }
@@ -33,8 +33,8 @@ pub(super) async fn run(context: &Context, command: Users) -> Outcome {
             let change = ChangeUser {
                 role: fields.role.map(Role::from),
                 disabled: None,
-                quota_bytes: fields.quota_bytes,
-                quota_files: fields.quota_files,
+                quota_bytes: fields.quota.quota_bytes,
+                quota_files: fields.quota.quota_files,
                 password: new_password,
             };
             if change.role.is_none()

@@ -24,3 +24,4 @@ mod start;
 mod tls;
 mod tools;
 mod two_mounts;
+mod volumes;

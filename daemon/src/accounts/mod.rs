@@ -73,6 +73,9 @@ pub trait Homes: Send + Sync + Debug {
 
     /// Ends the sessions of a user's mounts.
     async fn end_sessions(&self, user: UserId);
+
+    /// Takes all grants of a user on shared volumes away.
+    async fn revoke_grants(&self, user: UserId) -> Result<()>;
 }
 
 /// What of the settings concerns accounts.

@@ -17,7 +17,6 @@ use crate::meta::{self, Guard, keys};
 pub(super) const FIRST_ADMIN: &str = "admin";
 /// The password that the first admin has when nobody gave another. It can be had in no other way.
 const DEFAULT_PASSWORD: &str = "admin123";
-const NAME_BYTES_MAX: usize = 64;
 const PAGE_MAX: usize = 1000;
 
 /// A user who is to be made.
@@ -44,22 +43,12 @@ impl std::fmt::Debug for NewUser {
 /// A change of a user by an admin.
 pub type Change = api::ChangeUser;
 
-/// Checks a user name: one spelling for one user, and nothing that a log, a path or a header could take for more than a name.
+/// Checks a user name.
 ///
 /// # Errors
 /// `Invalid`.
 pub(super) fn check_name(name: &str) -> Result<()> {
-    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-    let bytes = name.as_bytes();
-    let good = bytes.len() <= NAME_BYTES_MAX
-        && bytes.first().is_some_and(|first| plain(*first))
-        && bytes.iter().all(|byte| plain(*byte) || b"._-".contains(byte));
-    if good {
-        return Ok(());
-    }
-    Err(Error::invalid(format!(
-        "a user name has 1 to {NAME_BYTES_MAX} of a-z 0-9 . _ - and begins with a letter or a digit"
-    )))
+    tandemfs::name::check_plain("user", name)
 }
 
 impl Accounts {
@@ -320,6 +309,7 @@ impl Accounts {
         };
         self.visits.end(|pass| pass.user == before.id);
         self.homes.end_sessions(before.id).await;
+        self.homes.revoke_grants(before.id).await?;
         self.homes.remove(before.home).await
     }
 }

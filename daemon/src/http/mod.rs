@@ -19,6 +19,7 @@ mod server;
 mod status;
 mod tokens;
 mod users;
+mod volumes;
 mod whole;
 mod wire;
 
@@ -64,6 +65,7 @@ fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(openapi::Base::openapi())
         .merge(users::routes())
         .merge(tokens::routes())
+        .merge(volumes::routes())
         .merge(files::routes())
         .merge(fs::routes())
         .merge(status::routes())

@@ -9,7 +9,7 @@
 //! | `e` | the epoch: the number of the daemon's run |
 //! | `f` … | failed logins |
 //! | `g` time volume block | empty: the block may be garbage since then |
-//! | `h` grant … | grants |
+//! | `h` volume user | what the user may do on a shared volume: [`tandemfs::api::volumes::Access`] |
 //! | `i` user name | the hash of a user's token |
 //! | `j` job | a job |
 //! | `k` expiry id | empty: a JWT that was logged out before it expired |
@@ -104,6 +104,24 @@ pub fn garbage(since_ms: u64, volume: VolumeId, id: &BlockId) -> Key {
 /// A volume.
 pub fn volume(id: VolumeId) -> Key {
     key(b'l', &[&id.0.to_be_bytes()])
+}
+
+/// What a user may do on a shared volume.
+pub fn grant(volume: VolumeId, user: UserId) -> Key {
+    key(b'h', &[&volume.0.to_be_bytes(), &user.0.to_be_bytes()])
+}
+
+/// The keys of all grants of a volume: from, to.
+pub fn all_grants(volume: VolumeId) -> (Key, Key) {
+    let from = key(b'h', &[&volume.0.to_be_bytes()]);
+    let to = end_of(&from);
+    (from, to)
+}
+
+/// The user whose [`grant`] key it is.
+pub fn grantee(key: &[u8]) -> Option<UserId> {
+    let (_, user) = key.strip_prefix(b"h")?.split_first_chunk::<8>()?;
+    Some(UserId(u64::from_be_bytes(user.try_into().ok()?)))
 }
 
 /// A session.

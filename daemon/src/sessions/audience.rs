@@ -3,7 +3,7 @@
 use futures::future::join_all;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tandemfs::id::{Ino, SessionId, VolumeId};
+use tandemfs::id::{Ino, SessionId, UserId, VolumeId};
 use tandemfs::tree::Key;
 use tokio::sync::Notify;
 use tokio::time::sleep_until;
@@ -47,7 +47,7 @@ impl Audience {
     }
 
     /// A session that has not ended.
-    pub(super) fn get(&self, id: SessionId) -> Option<Arc<Session>> {
+    pub(crate) fn get(&self, id: SessionId) -> Option<Arc<Session>> {
         let inner = self.inner();
         inner.volumes.get(inner.sessions.get(&id)?)?.get(&id).cloned()
     }
@@ -129,6 +129,15 @@ impl Audience {
     pub(crate) fn end_volume(&self, volume: VolumeId) {
         for session in self.others(volume, None) {
             self.end(&session);
+        }
+    }
+
+    /// Ends a user's sessions on a volume.
+    pub(crate) fn end_user_on(&self, volume: VolumeId, user: UserId) {
+        for session in self.others(volume, None) {
+            if session.record().user == user {
+                self.end(&session);
+            }
         }
     }
 

@@ -20,6 +20,7 @@ use tandemfs::api::fs::{
     Ack, BATCH_MUTATIONS_MAX, Batch, BatchReply, InodeRange, OpenSession, Read, ReadReply, ResumeSession,
     SESSION_SLOTS, SessionGrant,
 };
+use tandemfs::api::volumes::Access;
 use tandemfs::clock::Clock;
 use tandemfs::id::{BlockId, Ino, SessionId, UserId};
 use tandemfs::tree::{Key, Mutation, Record};
@@ -108,14 +109,16 @@ impl Sessions {
         }
     }
 
-    /// Opens a session on the caller's home volume.
+    /// Opens a session on the caller's home volume, or on a shared one that is granted; one that is granted for reading is opened for
+    /// reading only.
     ///
     /// # Errors
     /// `NotFound` for a volume that the caller may not know of; `TooManyRequests` with too many sessions.
     pub async fn start(&self, caller: &Caller, open: OpenSession) -> Result<SessionGrant> {
-        if open.volume.is_some() {
-            return Err(Error::not_found("volume"));
-        }
+        let id = match &open.volume {
+            Some(name) => self.volumes.shared_id(caller, name)?,
+            None => caller.home,
+        };
         if open.client.len() > CLIENT_MAX {
             return Err(Error::invalid(format!("the client's name is longer than {CLIENT_MAX} bytes")));
         }
@@ -124,19 +127,19 @@ impl Sessions {
         if of_user >= SESSIONS_MAX {
             return Err(Error::too_many_requests(format!("{SESSIONS_MAX} sessions are open")));
         }
-        let volume = self.volumes.volume(caller.home).await?;
+        let volume = self.volumes.volume(id).await?;
         let record = record::Session {
             id: SessionId(self.meta.next_numbers("session", 1).await?),
             user: caller.user,
-            volume: caller.home,
-            read_only: open.read_only,
+            volume: id,
+            read_only: open.read_only || self.volumes.access(caller, id) != Some(Access::Write),
             client: open.client,
             opened: self.clock.now(),
             inodes: Vec::new(),
         };
         self.meta.commit(Vec::new(), vec![meta::put(keys::session(record.id), &record)?]).await?;
         let session = Arc::new(Session::opened(record, self.lease));
-        self.audience.add(caller.home, Arc::clone(&session));
+        self.audience.add(id, Arc::clone(&session));
         self.grant(&session, &volume).await
     }
 
@@ -233,6 +236,7 @@ impl Sessions {
     /// As [`Sessions::resume`]; `ReadOnly`; `Stale` for a sequence number out of the window; those of the rules.
     pub async fn batch(&self, caller: &Caller, id: SessionId, batch: Batch) -> Result<BatchReply> {
         let (session, volume) = self.find(caller, id).await?;
+        self.writable(caller, &session)?;
         if batch.sequence == 0
             || batch.mutations.len() > BATCH_MUTATIONS_MAX
             || batch.held.len() > BATCH_MUTATIONS_MAX
@@ -307,7 +311,7 @@ impl Sessions {
     /// As [`Sessions::resume`]; `ReadOnly`.
     pub async fn inodes(&self, caller: &Caller, id: SessionId) -> Result<InodeRange> {
         let (session, volume) = self.find(caller, id).await?;
-        writable(&session)?;
+        self.writable(caller, &session)?;
         let range = volume.take_inos(INODES).await?;
         let (first, count) = (Ino(range.start), range.end - range.start);
         let record = session.with_inodes(first, count);
@@ -321,7 +325,7 @@ impl Sessions {
     /// As [`Sessions::resume`]; `ReadOnly`; `Invalid` when the id is not that of the data.
     pub async fn put_block(&self, caller: &Caller, id: SessionId, block: BlockId, data: Bytes) -> Result<()> {
         let (session, volume) = self.find(caller, id).await?;
-        writable(&session)?;
+        self.writable(caller, &session)?;
         volume.put_block(block, data).await
     }
 
@@ -369,12 +373,27 @@ impl Sessions {
         Ok((session, volume))
     }
 
+    /// A session is no permission: what its user may do is looked up for each request.
     fn session(&self, caller: &Caller, id: SessionId) -> Result<Arc<Session>> {
-        let session = self.audience.get(id).ok_or_else(|| Error::session_ended(format!("session {id}")))?;
-        if session.record().user != caller.user {
+        let ended = || Error::session_ended(format!("session {id}"));
+        let session = self.audience.get(id).ok_or_else(ended)?;
+        let record = session.record();
+        if record.user != caller.user {
             return Err(Error::not_found("session"));
         }
+        if self.volumes.access(caller, record.volume).is_none() {
+            self.audience.end(&session);
+            return Err(ended());
+        }
         Ok(session)
+    }
+
+    fn writable(&self, caller: &Caller, session: &Session) -> Result<()> {
+        let record = session.record();
+        if record.read_only || self.volumes.access(caller, record.volume) != Some(Access::Write) {
+            return Err(Error::read_only("the session is for reading only"));
+        }
+        Ok(())
     }
 
     fn touch(&self, session: &Session) -> Result<()> {
@@ -409,13 +428,6 @@ impl Sessions {
     }
 }
 
-fn writable(session: &Session) -> Result<()> {
-    if session.record().read_only {
-        return Err(Error::read_only("the session is for reading only"));
-    }
-    Ok(())
-}
-
 /// Carries a batch out and tells all who wait for it.
 async fn run_batch(
     session: Arc<Session>,
@@ -430,7 +442,6 @@ async fn run_batch(
 }
 
 async fn commit_batch(session: &Session, volume: &Arc<Volume>, batch: Batch) -> Result<BatchReply> {
-    writable(session)?;
     for mutation in &batch.mutations {
         if let Mutation::Create { ino, .. } = mutation
             && !session.owns(*ino)

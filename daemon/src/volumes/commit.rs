@@ -134,6 +134,12 @@ impl Volume {
             writes.push(kept_reply(author, sequence, &reply)?);
         }
 
+        // A session that ended meanwhile changes nothing any more, whatever it has begun.
+        if let Some(author) = change.author
+            && self.shared.audience.get(author).is_none()
+        {
+            return Err(Error::session_ended(format!("session {author}")));
+        }
         let ticket = self.shared.meta.submit(state.generation, writes)?;
         // From here to the end nothing waits, so nobody sees a part of it.
         state.submitted(&self.shared.cache, &changes.records, &references);

@@ -1,4 +1,4 @@
-//! Home volumes and quotas.
+//! Making and removing volumes, and quotas.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,12 +22,24 @@ impl Volumes {
         quota_bytes: Option<u64>,
         quota_files: Option<u64>,
     ) -> Result<(VolumeId, Vec<Write>)> {
+        let (volume, writes) = self.new_volume(Some(owner), None, quota_bytes, quota_files).await?;
+        Ok((volume.id, writes))
+    }
+
+    /// A new volume, a user's home or a shared one, and the writes that make it.
+    pub(super) async fn new_volume(
+        &self,
+        owner: Option<UserId>,
+        name: Option<String>,
+        quota_bytes: Option<u64>,
+        quota_files: Option<u64>,
+    ) -> Result<(record::Volume, Vec<Write>)> {
         let id = VolumeId(self.shared.meta.next_numbers("volume", 1).await?);
         let now = self.shared.now();
         let volume = record::Volume {
             id,
-            name: None,
-            owner: Some(owner),
+            name,
+            owner,
             key: VolumeKey(self.random_key()),
             created: now,
             removed: false,
@@ -39,7 +51,7 @@ impl Volumes {
             meta::put(keys::tree(id, &Key::Usage), &Record::Usage(usage))?,
             meta::put(keys::tree(id, &Key::Inode(Ino::ROOT)), &Record::Inode(Box::new(root)))?,
         ];
-        Ok((id, writes))
+        Ok((volume, writes))
     }
 
     /// What a volume uses and may use.
@@ -68,13 +80,18 @@ impl Volumes {
     /// # Errors
     /// `NotFound`; `Unavailable`.
     pub async fn remove(self: &Arc<Self>, id: VolumeId) -> Result<()> {
+        self.remove_with(id, Vec::new()).await
+    }
+
+    /// The same, with more writes in the same commit.
+    pub(super) async fn remove_with(self: &Arc<Self>, id: VolumeId, mut writes: Vec<Write>) -> Result<()> {
         let volume = self.volume(id).await?;
         let mut state = volume.lock().await;
         let key = keys::volume(id);
         let record: Option<record::Volume> = self.shared.meta.get(&key).await?;
         let record = record.ok_or_else(|| Error::not_found("volume"))?;
-        let write = meta::put(key, &record::Volume { removed: true, ..record })?;
-        self.shared.meta.commit(Vec::new(), vec![write]).await?;
+        writes.push(meta::put(key, &record::Volume { removed: true, ..record })?);
+        self.shared.meta.commit(Vec::new(), writes).await?;
         state.removed = true;
         drop(state);
         self.shared.audience.end_volume(id);
@@ -124,7 +141,8 @@ impl Volumes {
     pub async fn totals(&self) -> Result<Totals> {
         let sessions = u64::try_from(self.shared.audience.len()).unwrap_or(u64::MAX);
         let mut totals = Totals { sessions, ..Totals::default() };
-        let volumes: Vec<_> = self.records().await?.into_iter().filter(|record| !record.removed).collect();
+        let volumes: Vec<_> =
+            super::records(&self.shared.meta).await?.into_iter().filter(|record| !record.removed).collect();
         for some in volumes.chunks(PAGE) {
             let keys: Vec<_> = some.iter().map(|record| keys::tree(record.id, &Key::Usage)).collect();
             for usage in self.shared.meta.get_many::<Record>(&keys).await? {

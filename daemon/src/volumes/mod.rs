@@ -12,6 +12,7 @@ mod load;
 mod orphans;
 mod reads;
 mod references;
+mod shares;
 #[cfg(test)]
 pub(crate) mod tests;
 mod volume;
@@ -36,6 +37,7 @@ pub(crate) use self::volume::Volume;
 use self::cache::RecordCache;
 use self::commit::REAP_CHUNKS;
 use self::orphans::{Due, Orphans, locked};
+use self::shares::Shares;
 use self::volume::Shared;
 use crate::meta::{self, Meta, keys, record};
 use crate::replicate::Replicator;
@@ -54,6 +56,7 @@ const UPLOAD_BLOCKS: usize = 16;
 pub struct Volumes {
     shared: Arc<Shared>,
     settings: Settings,
+    shares: Shares,
     open: Mutex<BTreeMap<VolumeId, Arc<Volume>>>,
     opening: tokio::sync::Mutex<()>,
     due: Arc<Due>,
@@ -77,9 +80,12 @@ impl Volumes {
         clock: Arc<dyn Clock>,
     ) -> Result<Arc<Self>> {
         let cache = RecordCache::new(settings.metadata_cache_bytes);
+        let records = records(&meta).await?;
+        let shares = Shares::open(&meta, &records).await?;
         let volumes = Arc::new(Self {
             shared: Arc::new(Shared { meta, replicator, clock, cache, audience: Arc::default() }),
             settings: settings.clone(),
+            shares,
             open: Mutex::default(),
             opening: tokio::sync::Mutex::default(),
             due: Arc::default(),
@@ -90,7 +96,7 @@ impl Volumes {
         });
         let reaper = tokio::spawn(reap(Arc::downgrade(&volumes), Arc::clone(&volumes.due)));
         locked(&volumes.workers).push(reaper);
-        for removed in volumes.records().await?.into_iter().filter(|record| record.removed) {
+        for removed in records.into_iter().filter(|record| record.removed) {
             volumes.take_away(removed.id);
         }
         Ok(volumes)
@@ -148,25 +154,12 @@ impl Volumes {
         Ok(volume)
     }
 
-    /// The records of all volumes.
-    async fn records(&self) -> Result<Vec<record::Volume>> {
-        let prefix = b"l".to_vec();
-        let (mut from, end) = (prefix.clone(), keys::end_of(&prefix));
-        let mut all = Vec::new();
-        loop {
-            let page: Vec<(meta::Key, record::Volume)> = self.shared.meta.scan(&from, &end, PAGE).await?;
-            let Some((last, _)) = page.last() else { return Ok(all) };
-            from = key_after(last);
-            all.extend(page.into_iter().map(|(_, record)| record));
-        }
-    }
-
     /// The sessions of the run before have had their time to say which orphans they hold.
     ///
     /// # Errors
     /// Those of the engine; to be called again.
     pub(crate) async fn settle_recovered(&self) -> Result<()> {
-        for record in self.records().await? {
+        for record in records(&self.shared.meta).await? {
             let prefix = keys::orphan_prefix(record.id);
             let some =
                 self.shared.meta.scan::<tandemfs::tree::Record>(&prefix, &keys::end_of(&prefix), 1).await?;
@@ -181,6 +174,19 @@ impl Volumes {
         let mut key = [0; 32];
         locked(&self.random).fill_bytes(&mut key);
         key
+    }
+}
+
+/// The records of all volumes.
+async fn records(meta: &Meta) -> Result<Vec<record::Volume>> {
+    let prefix = b"l".to_vec();
+    let (mut from, end) = (prefix.clone(), keys::end_of(&prefix));
+    let mut all = Vec::new();
+    loop {
+        let page: Vec<(meta::Key, record::Volume)> = meta.scan(&from, &end, PAGE).await?;
+        let Some((last, _)) = page.last() else { return Ok(all) };
+        from = key_after(last);
+        all.extend(page.into_iter().map(|(_, record)| record));
     }
 }
 

@@ -3,4 +3,5 @@
 mod changes;
 mod collecting;
 mod files;
+mod shares;
 pub(crate) mod world;

@@ -79,7 +79,6 @@ pub struct Fs {
     reader: Arc<Reader>,
     clock: Arc<dyn Clock>,
     options: Options,
-    read_only: bool,
     root: Ino,
     files: Handles<OpenFile>,
     directories: Handles<OpenDirectory>,
@@ -136,7 +135,6 @@ impl Fs {
         let session = Session::open(remote, open, options.offline_timeout, options.memory / 4).await?;
         let data = Data::new(Arc::clone(&session), Arc::clone(&clock), options.memory / 2);
         let reader = Reader::new(Arc::clone(&session), options.memory / 4);
-        let read_only = options.read_only || session.grant().read_only;
         tokio::spawn(Data::write_back(Arc::downgrade(&data)));
         Ok(Self {
             session,
@@ -144,7 +142,6 @@ impl Fs {
             reader,
             clock,
             options,
-            read_only,
             root: Ino::ROOT,
             files: Handles::default(),
             directories: Handles::default(),
@@ -205,9 +202,9 @@ impl Fs {
         result
     }
 
-    /// Whether the volume takes no changes.
+    /// Whether the volume takes no changes: it was mounted so, or the user may read only.
     pub fn is_read_only(&self) -> bool {
-        self.read_only
+        self.options.read_only || self.session.is_read_only()
     }
 
     /// Has the kernel drop a file's pages, in a thread that may wait for it.
@@ -289,7 +286,7 @@ impl Fs {
     }
 
     fn writable(&self) -> Result<()> {
-        if self.read_only { Err(Error::read_only("mounted read-only")) } else { Ok(()) }
+        if self.is_read_only() { Err(Error::read_only("mounted read-only")) } else { Ok(()) }
     }
 
     /// An inode, from the cache or the daemon.

@@ -44,8 +44,8 @@ pub trait Remote: Send + Sync + 'static {
     async fn open_block(&self, _socket: &str, _: SessionId, _: BlockId) -> Option<File> {
         None
     }
-    /// What the user may still store.
-    async fn storage(&self) -> Result<Storage>;
+    /// What the user may still store, on a shared volume or the own one.
+    async fn storage(&self, volume: Option<&str>) -> Result<Storage>;
     /// Whether an error says that nobody listens, as against a network that is silent.
     fn is_refused(&self, error: &Error) -> bool;
 }

@@ -157,6 +157,11 @@ impl Session {
         self.state().grant.clone()
     }
 
+    /// Whether the daemon takes no changes.
+    pub fn is_read_only(&self) -> bool {
+        self.state().grant.read_only
+    }
+
     pub(super) fn id(&self) -> SessionId {
         self.state().grant.session
     }
@@ -239,6 +244,11 @@ impl Session {
 
     /// The daemon lets us in no more: what was cached with its leave is dropped, and calls fail until it lets us in again.
     pub(super) async fn deny(&self, error: &Error) {
+        // A volume that we may not know of any more is no file that is missing.
+        let error = match error.kind() {
+            ErrorKind::NotFound => &Error::forbidden(error.subject()),
+            _ => error,
+        };
         let known = {
             let mut state = self.state();
             state.refused = false;

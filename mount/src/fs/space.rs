@@ -41,10 +41,11 @@ impl Fs {
     /// # Errors
     /// Those of the daemon.
     pub async fn room(&self) -> Result<Room> {
+        let volume = self.options.volume.as_deref();
         let last = self.space.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let storage = match last {
             Some((at, storage)) if at.elapsed() < KEPT => storage,
-            last => match (timeout(TIMEOUT, self.session.remote.storage()).await, last) {
+            last => match (timeout(TIMEOUT, self.session.remote.storage(volume)).await, last) {
                 (Ok(Ok(storage)), _) => {
                     let kept = Some((Instant::now(), storage.clone()));
                     *self.space.0.lock().unwrap_or_else(PoisonError::into_inner) = kept;

@@ -100,17 +100,7 @@ impl Volumes {
     /// # Errors
     /// `Unavailable`.
     pub async fn storage(&self, caller: &Caller) -> Result<Storage> {
-        let usage = self.usage(caller.home).await?;
-        let room = self.shared.replicator.room().await;
-        let free = room.free_bytes / u64::from(self.settings.replicas.max(1));
-        let left = usage.quota_bytes.map_or(free, |quota| quota.saturating_sub(usage.bytes).min(free));
-        Ok(Storage {
-            used_bytes: usage.bytes,
-            quota_bytes: usage.quota_bytes,
-            available_bytes: left,
-            files: usage.inodes,
-            quota_files: usage.quota_inodes,
-        })
+        self.storage_of(caller.home).await
     }
 
     /// The caller's volume and the inode that an id names there.

@@ -467,7 +467,7 @@ impl Remote for Daemon {
         }))
     }
 
-    async fn storage(&self) -> Result<Storage> {
+    async fn storage(&self, _: Option<&str>) -> Result<Storage> {
         Ok(Storage {
             used_bytes: 4096,
             quota_bytes: None,

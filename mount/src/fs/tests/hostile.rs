@@ -361,10 +361,10 @@ impl Remote for Hostile {
         }
     }
 
-    async fn storage(&self) -> Result<Storage> {
+    async fn storage(&self, volume: Option<&str>) -> Result<Storage> {
         let lie = self.lie();
         self.fail(&lie).await?;
-        let mut storage = self.honest.storage().await?;
+        let mut storage = self.honest.storage(volume).await?;
         if let Lie::Number(number) = lie {
             storage = Storage {
                 used_bytes: number,
