@@ -145,6 +145,7 @@ fn serve(
         memory: options.memory,
         root_owner: (!is_root)
             .then(|| (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())),
+        ids: options.ids.clone(),
     };
     let remote: Arc<dyn Remote> = Arc::new(client);
     let fs = runtime

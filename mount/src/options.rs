@@ -7,6 +7,8 @@ use tandemfs::config::{parse_duration, parse_size};
 use tandemfs::name::{Name, split_path};
 use tandemfs::{Error, Result};
 
+use crate::fs::ids::{Ids, Map, Squash};
+
 /// What is shown for `--help`.
 pub const USAGE: &str = "\
 Mounts a TandemFS volume as a directory.
@@ -24,6 +26,10 @@ usage: tandem-mount URL DIRECTORY [-o option,option=…] [-f] [-v]
        memory=SIZE           for all buffers and caches together, 128M if not given
        offline_timeout=TIME  how long calls wait for a daemon that is away, 5min if not given
        log=FILE              where to log to in the background
+       root_squash, all_squash, no_root_squash, anonuid=N, anongid=N
+                             whose changes are stored as those of the user and group N (65534 if not given)
+       map_uid=HERE:THERE[:COUNT], map_gid=HERE:THERE[:COUNT]
+                             numbers of users and groups on this machine and in the volume; may be repeated
        ro, sync, noexec, allow_other; suid and dev for root with allow_other
        remount               change ro, sync and noexec of what is mounted there
 
@@ -74,7 +80,7 @@ const IGNORED: &[&str] = &[
     "max_read",
 ];
 /// What we know.
-const KNOWN: &str = "volume=, subdir=, credentials=, ca=, memory=, offline_timeout=, log=, ro, sync, noexec, allow_other, suid, dev, remount";
+const KNOWN: &str = "volume=, subdir=, credentials=, ca=, memory=, offline_timeout=, log=, root_squash, all_squash, no_root_squash, anonuid=, anongid=, map_uid=, map_gid=, ro, sync, noexec, allow_other, suid, dev, remount";
 
 /// A command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,6 +132,8 @@ pub struct MountOptions {
     pub dev: bool,
     /// Change the flags of what is mounted there already.
     pub remount: bool,
+    /// How owners are translated.
+    pub ids: Ids,
 }
 
 impl Default for MountOptions {
@@ -145,6 +153,7 @@ impl Default for MountOptions {
             suid: false,
             dev: false,
             remount: false,
+            ids: Ids::default(),
         }
     }
 }
@@ -257,6 +266,13 @@ fn parse_option(text: &str, options: &mut MountOptions) -> Result<bool> {
         ("suid", None) => options.suid = true,
         ("dev", None) => options.dev = true,
         ("remount", None) => options.remount = true,
+        ("no_root_squash", None) => options.ids.squash = Squash::None,
+        ("root_squash", None) => options.ids.squash = Squash::Root,
+        ("all_squash", None) => options.ids.squash = Squash::All,
+        ("anonuid", _) => options.ids.anonymous_user = number(name, needed()?)?,
+        ("anongid", _) => options.ids.anonymous_group = number(name, needed()?)?,
+        ("map_uid", _) => add_range(name, needed()?, &mut options.ids.users)?,
+        ("map_gid", _) => add_range(name, needed()?, &mut options.ids.groups)?,
         ("cache_dir" | "cache_size", _) => {
             return Err(Error::invalid(format!(
                 "{name}= is not taken: there is no cache on disk; memory= bounds what is kept in memory"
@@ -270,9 +286,19 @@ fn parse_option(text: &str, options: &mut MountOptions) -> Result<bool> {
     Ok(true)
 }
 
+/// The number of a user or group; the last one is none (chown(2)).
+fn number(name: &str, value: &str) -> Result<u32> {
+    let number = value.parse().ok().filter(|number| *number != u32::MAX);
+    number.ok_or_else(|| Error::invalid(format!("{name}= needs a number")))
+}
+
+fn add_range(name: &str, value: &str, map: &mut Map) -> Result<()> {
+    map.add(value).map_err(|error| Error::invalid(format!("{name}=: {}", error.subject())))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Asked, CommandLine, MountOptions, Name, parse};
+    use super::{Asked, CommandLine, Ids, MountOptions, Name, Squash, parse};
     use std::path::PathBuf;
     use std::time::Duration;
 
@@ -305,6 +331,21 @@ mod tests {
     }
 
     #[test]
+    fn owners_are_translated_as_the_options_say() {
+        let line = read(
+            "http://a /b -o all_squash,anonuid=5,anongid=6,map_uid=1000:5,map_uid=0:7,map_gid=1:6:1",
+            false,
+        );
+        let mut ids = Ids { squash: Squash::All, anonymous_user: 5, anonymous_group: 6, ..Ids::default() };
+        for range in ["1000:5", "0:7"] {
+            ids.users.add(range).unwrap();
+        }
+        ids.groups.add("1:6").unwrap();
+        assert_eq!(line.unwrap().options.ids, ids);
+        assert_eq!(read("http://a /b -o rw", false).unwrap().options.ids, Ids::default());
+    }
+
+    #[test]
     fn the_helper_takes_what_mount_gives_it() {
         let line = read(
             "http://a /b -sfnv -N /proc/5/ns/mnt -t tandemfs -o rw,noauto,user,_netdev,nofail,x-a.b=c,odd=1",
@@ -328,6 +369,10 @@ mod tests {
             ("http://a /b -o cache_dir=/c", "memory="),
             ("http://a /b -o cache_size=1G", "memory="),
             ("http://a /b -o subdir=a/../b", "subdir="),
+            ("http://a /b -o anonuid=nobody", "anonuid="),
+            ("http://a /b -o anongid=4294967295", "anongid="),
+            ("http://a /b -o map_uid=1000", "map_uid="),
+            ("http://a /b -o map_gid=1:2,map_gid=1:3", "map_gid="),
             ("http://a /b -x", "-x"),
         ] {
             let error = read(line, false).unwrap_err().to_string();

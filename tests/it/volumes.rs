@@ -1,6 +1,7 @@
 //! Shared volumes: who may mount them, what a grant lets through, and what becomes of mounts when it ends.
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -231,4 +232,40 @@ async fn a_grant_that_ends_ends_the_mount_at_once_and_for_good() {
     assert_eq!(answer.json::<Value>().await.unwrap()["grants"], json!([]));
     alice.unmount();
     ursula.unmount();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn owners_are_squashed_and_mapped_as_the_mount_says() {
+    let (cluster, _) = with_team(&[("alice", "write"), ("ursula", "write")], &[]).await;
+    let plain = mount_team(&cluster, "ursula", "allow_other");
+    fs::set_permissions(plain.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let owner = |mount: &Mount, name: &str| {
+        let metadata = fs::metadata(mount.path().join(name)).unwrap();
+        (metadata.uid(), metadata.gid())
+    };
+    let as_user = |mount: &Mount, script: &str| {
+        sh(mount.path(), &format!("setpriv --reuid 1000 --regid 1000 --clear-groups bash -c '{script}'"))
+    };
+    let mapped = mount_team(&cluster, "alice", "allow_other,root_squash,map_uid=1000:5000,map_gid=1000:6000");
+    as_user(&mapped, "echo x > mine && mkdir dir");
+    assert_eq!((owner(&mapped, "mine"), owner(&plain, "mine")), ((1000, 1000), (5000, 6000)));
+    sh(mapped.path(), "touch of-root");
+    assert_eq!((owner(&mapped, "of-root"), owner(&plain, "of-root")), ((65534, 65534), (65534, 65534)));
+    sh(plain.path(), "touch theirs && chown 1000:1000 theirs && chmod 600 theirs");
+    assert_eq!(owner(&mapped, "theirs"), (65534, 65534), "another user 1000 than the one here");
+    let refused = try_sh(mapped.path(), "setpriv --reuid 1000 --regid 1000 --clear-groups cat theirs");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("Permission denied"));
+    sh(mapped.path(), "chown 1000:7 of-root");
+    assert_eq!(owner(&plain, "of-root"), (5000, 7));
+    let refused = try_sh(mapped.path(), "chown 0 mine");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("Operation not permitted"));
+    mapped.unmount();
+
+    let squashed = "allow_other,all_squash,anonuid=5000,anongid=6000,map_uid=1000:5000,map_gid=1000:6000";
+    let squashed = mount_team(&cluster, "alice", squashed);
+    sh(squashed.path(), "touch all && chmod 644 all");
+    as_user(&squashed, "echo y >> mine && echo z > all");
+    assert_eq!((owner(&squashed, "all"), owner(&plain, "all")), ((1000, 1000), (5000, 6000)));
+    squashed.unmount();
+    plain.unmount();
 }

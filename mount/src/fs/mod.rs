@@ -8,6 +8,7 @@ pub mod directory;
 pub mod events;
 pub mod files;
 pub mod handles;
+pub mod ids;
 pub mod kernel;
 pub mod known;
 pub mod names;
@@ -33,6 +34,7 @@ use tandemfs::{Error, Result};
 use data::Data;
 use directory::OpenDirectory;
 use handles::{Handles, OpenFile};
+use ids::Ids;
 use kernel::Kernel;
 use read::Reader;
 use remote::Remote;
@@ -56,6 +58,8 @@ pub struct Options {
     /// Who the root of the mount is shown to belong to while it belongs to root, so that a user who mounts a volume
     /// that nobody has chowned yet can use it.
     pub root_owner: Option<(u32, u32)>,
+    /// How owners of this machine and of the volume are translated.
+    pub ids: Ids,
 }
 
 impl Default for Options {
@@ -68,6 +72,7 @@ impl Default for Options {
             offline_timeout: Duration::from_secs(300),
             memory: 128 << 20,
             root_owner: None,
+            ids: Ids::default(),
         }
     }
 }
@@ -258,10 +263,11 @@ impl Fs {
             SetTime::Now => now,
             SetTime::At(time) => time,
         };
+        let (ids, by) = (&self.options.ids, self.options.ids.acting(by));
         let set = SetAttributes {
             mode: set.mode.map(|mode| mode & 0o7777),
-            uid: set.uid,
-            gid: set.gid,
+            uid: set.uid.map(|uid| ids.user(uid)).transpose()?,
+            gid: set.gid.map(|gid| ids.group(gid)).transpose()?,
             size: set.size,
             atime: set.atime.map(time),
             mtime: set.mtime.map(time),
@@ -321,6 +327,8 @@ impl Fs {
             && let Some((uid, gid)) = self.options.root_owner
         {
             (inode.uid, inode.gid) = (uid, gid);
+        } else {
+            self.options.ids.show(&mut inode);
         }
         Stat { inode, keep: !dirty }
     }

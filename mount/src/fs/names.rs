@@ -62,7 +62,7 @@ impl Fs {
         mode: u32,
     ) -> Result<Stat> {
         self.writable()?;
-        let name = Name::new(name)?;
+        let (name, by) = (Name::new(name)?, self.options.ids.acting(by));
         let mut tries = 3;
         loop {
             let ino = self.session.new_ino().await?;
@@ -143,7 +143,7 @@ impl Fs {
     /// Those of the rules and of the daemon.
     pub async fn remove(&self, by: Credentials, parent: Ino, name: &[u8], directory: bool) -> Result<()> {
         self.writable()?;
-        let name = Name::new(name)?;
+        let (name, by) = (Name::new(name)?, self.options.ids.acting(by));
         let victim = self.victim(parent, &name).await?;
         let time = self.clock.now();
         let mutation = if directory {
@@ -167,6 +167,7 @@ impl Fs {
     ) -> Result<()> {
         self.writable()?;
         let (name, new_name) = (Name::new(from.1)?, Name::new(to.1)?);
+        let by = self.options.ids.acting(by);
         let victim = self.victim(to.0, &new_name).await?;
         let time = self.clock.now();
         let rename = Mutation::Rename { parent: from.0, name, new_parent: to.0, new_name, mode, by, time };

@@ -29,7 +29,7 @@ impl Fs {
         let key = Key::Xattr(ino, name.to_vec());
         if let Some(known) = self.session.cache.get(&key) {
             return match known.as_deref() {
-                Some(Record::Xattr(value)) => Ok(value.clone()),
+                Some(Record::Xattr(value)) => self.options.ids.shown_attribute(name, value.clone()),
                 _ => Err(missing()),
             };
         }
@@ -39,7 +39,7 @@ impl Fs {
             Some(Record::Xattr(value)) => Some(value),
             _ => None,
         });
-        values.next().ok_or_else(missing)
+        self.options.ids.shown_attribute(name, values.next().ok_or_else(missing)?)
     }
 
     /// listxattr: the names, each with a NUL after it.
@@ -69,7 +69,7 @@ impl Fs {
     pub async fn set_xattr(&self, ino: Ino, name: &[u8], value: &[u8], mode: XattrMode) -> Result<()> {
         check(name)?;
         self.writable()?;
-        let (name, value) = (name.to_vec(), value.to_vec());
+        let (name, value) = (name.to_vec(), self.options.ids.attribute(name, value)?);
         let set = Mutation::SetXattr { ino, name, value, mode, time: self.clock.now() };
         self.session.commit(vec![set], None).await.map(drop)
     }

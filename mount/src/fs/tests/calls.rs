@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use tandemfs::clock::Time;
 use tandemfs::id::Ino;
-use tandemfs::tree::{CHUNK_SIZE, Key, NewNode, Record, XattrMode};
+use tandemfs::tree::{CHUNK_SIZE, Credentials, Key, NewNode, Record, RenameMode, XattrMode};
 use tandemfs::{Error, ErrorKind};
 use tokio::time::{Instant, sleep};
 
 use super::fake::{Daemon, LEASE_MS};
 use super::{ROOT, list, mount, mount_with};
 use crate::fs::files::WriteFlags;
+use crate::fs::ids::{Ids, Squash};
 use crate::fs::{Fs, Options, Set, SetTime};
 
 async fn make(fs: &Fs, name: &str, data: &[u8]) -> Ino {
@@ -406,4 +407,39 @@ async fn nothing_is_changed_through_a_read_only_mount() {
     }
     let room = fs.room().await.unwrap();
     assert_eq!((room.total, room.free, room.inodes, room.inodes_free), (3, 2, 3, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn owners_are_stored_in_the_volumes_numbers_and_shown_in_the_machines() {
+    let daemon = Arc::new(Daemon::default());
+    let mut ids = Ids { squash: Squash::Root, anonymous_user: 77, anonymous_group: 78, ..Ids::default() };
+    ids.users.add("1000:5000").unwrap();
+    ids.groups.add("100:6000").unwrap();
+    let (here, _) = mount_with(&daemon, Options { ids, ..Options::default() }).await;
+    let there = mount(&daemon).await;
+    let owner = async |fs: &Fs, ino: Ino| {
+        let inode = fs.getattr(ino).await.unwrap().inode;
+        (inode.uid, inode.gid)
+    };
+    let user = Credentials { uid: 1000, gid: 100 };
+    let made = here.make(user, Ino::ROOT, b"d", NewNode::Directory, 0o1777).await.unwrap().inode;
+    assert_eq!((made.uid, made.gid), (1000, 100));
+    assert_eq!(owner(&there, made.ino).await, (5000, 6000));
+    let by_root = here.make(ROOT, made.ino, b"r", NewNode::File, 0o644).await.unwrap().inode;
+    assert_eq!(((by_root.uid, by_root.gid), owner(&there, by_root.ino).await), ((77, 78), (77, 78)));
+
+    let chown = |uid, gid| Set { uid, gid, ..Set::default() };
+    here.setattr(ROOT, by_root.ino, chown(Some(1000), Some(7))).await.unwrap();
+    assert_eq!((owner(&here, by_root.ino).await, owner(&there, by_root.ino).await), ((1000, 7), (5000, 7)));
+    for refused in [chown(Some(0), None), chown(Some(5000), None), chown(None, Some(6000))] {
+        let error = here.setattr(ROOT, by_root.ino, refused).await.unwrap_err();
+        assert_eq!(error.errno(), libc::EPERM, "{refused:?}");
+    }
+    // A squashed root is not root in a sticky directory; the one to whom things belong is known by the other number.
+    there.setattr(ROOT, by_root.ino, chown(Some(1), None)).await.unwrap();
+    there.setattr(ROOT, made.ino, chown(Some(1), None)).await.unwrap();
+    assert_eq!(here.remove(ROOT, made.ino, b"r", false).await.unwrap_err().errno(), libc::EPERM);
+    there.setattr(ROOT, by_root.ino, chown(Some(5000), None)).await.unwrap();
+    here.rename(user, (made.ino, b"r"), (made.ino, b"s"), RenameMode::NoReplace).await.unwrap();
+    here.remove(user, made.ino, b"s", false).await.unwrap();
 }
