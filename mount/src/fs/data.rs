@@ -163,8 +163,11 @@ impl FileData {
 
     /// The dirty pieces of a range, the oldest first.
     pub fn pieces(&self, start: u64, end: u64) -> Vec<Piece> {
-        let state = self.lock();
         let mut pieces = Vec::new();
+        if start >= end {
+            return pieces;
+        }
+        let state = self.lock();
         for staged in &state.staged {
             let base = staged.chunk * CHUNK_SIZE;
             if base >= end || base + CHUNK_SIZE <= start {
