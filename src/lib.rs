@@ -12,6 +12,7 @@ pub mod config;
 pub mod credentials;
 pub mod error;
 pub mod id;
+pub mod locks;
 pub mod name;
 pub mod short_circuit;
 pub mod tree;

@@ -4,6 +4,7 @@ pub mod admin;
 pub mod audit;
 pub mod files;
 pub mod fs;
+pub mod locks;
 pub mod problem;
 pub mod users;
 pub mod volumes;
