@@ -24,6 +24,7 @@ use tandemd::replicate::NodeSetup;
 use tandemd::settings::Settings;
 use tandemd::volumes::files::{RangeAnswer, range_of};
 use tandemfs::api::fs::{Ack, Batch, BatchReply, Event, OpenSession, Read, ReadReply, ResumeSession};
+use tandemfs::api::locks::{HeldLock, Lock, LockKind, LockRequest};
 use tandemfs::block::{self, Header};
 use tandemfs::clock::{SystemClock, Time};
 use tandemfs::codec;
@@ -372,8 +373,13 @@ fn requests() {
     });
 }
 
+fn lock() -> LockRequest {
+    let lock = Lock { start: 3, end: 700, kind: LockKind::Read, pid: 4_000_000 };
+    LockRequest::Set { wanted: HeldLock { ino: Ino(2), owner: u64::MAX, lock }, place: Some(1) }
+}
+
 #[test]
-fn batches_and_reads() {
+fn batches_reads_and_locks() {
     let api = Api::start();
     let json = [("content-type", &b"application/json"[..])];
     let open = r#"{"volume":null,"read_only":false,"client":"test"}"#;
@@ -381,7 +387,11 @@ fn batches_and_reads() {
     let session = grant["session"].as_u64().unwrap();
     proptest!(|(damage in damage())| {
         let kind = [("content-type", &b"application/vnd.msgpack"[..])];
-        for (path, value) in [("batches", codec::encode(&batch()).unwrap()), ("reads", codec::encode(&read()).unwrap())] {
+        for (path, value) in [
+            ("batches", codec::encode(&batch()).unwrap()),
+            ("reads", codec::encode(&read()).unwrap()),
+            ("locks", codec::encode(&lock()).unwrap()),
+        ] {
             let path = format!("/fs/v1/sessions/{}/{path}", session);
             let (status, body) = api.send("POST", &path, &kind, damaged(&value, &damage));
             prop_assert!(!status.is_server_error(), "{status} {body:?}");

@@ -1,4 +1,5 @@
-//! The mount's part of the API, under `/fs/v1`: sessions and their events, batches of mutations, reads, blocks.
+//! The mount's part of the API, under `/fs/v1`: sessions and their events, batches of mutations, reads, blocks,
+//! locks.
 //!
 //! | request | body | answer |
 //! | --- | --- | --- |
@@ -9,6 +10,7 @@
 //! | `POST /fs/v1/sessions/<id>/batches` | [`Batch`] | 200 [`BatchReply`] |
 //! | `POST /fs/v1/sessions/<id>/reads` | [`Read`] | 200 [`ReadReply`] |
 //! | `POST /fs/v1/sessions/<id>/inodes` | | 200 [`InodeRange`] |
+//! | `POST /fs/v1/sessions/<id>/locks` | [`LockRequest`](super::locks::LockRequest) | 200 [`LockReply`](super::locks::LockReply) |
 //! | `PUT /fs/v1/sessions/<id>/blocks/<block>` | the bytes | 204 once they are durable on every chosen node |
 //! | `GET /fs/v1/sessions/<id>/blocks/<block>` | | the bytes, or those of `Range` |
 //! | `DELETE /fs/v1/sessions/<id>` | | 204 |

@@ -14,6 +14,7 @@ use crate::api::fs::{
     Ack, BLOCK_SIZE_MAX, Batch, BatchReply, Event, InodeRange, OpenSession, Read, ReadReply, ResumeSession,
     SessionGrant,
 };
+use crate::api::locks::{LockReply, LockRequest};
 use crate::id::{BlockId, SessionId};
 use crate::{Error, Result, short_circuit};
 
@@ -66,6 +67,12 @@ impl Client {
     pub async fn ack(&self, session: SessionId, ack: &Ack) -> Result<()> {
         let session = session.to_string();
         self.transport.done(Call::post(&path(&session, &["acks"])).compact().body(ack)?).await
+    }
+
+    /// Asks about locks, sets or releases them. A wait may take some seconds.
+    pub async fn lock(&self, session: SessionId, request: &LockRequest) -> Result<LockReply> {
+        let session = session.to_string();
+        self.transport.value(Call::post(&path(&session, &["locks"])).compact().body(request)?).await
     }
 
     /// Stores a block; it is durable when this returns.

@@ -10,6 +10,7 @@ use tandemfs::api::fs::{
     Ack, BLOCK_SIZE_MAX, Batch, BatchReply, Event, InodeRange, OpenSession, Read, ReadReply, ResumeSession,
     SessionGrant,
 };
+use tandemfs::api::locks::{LockReply, LockRequest};
 use tandemfs::id::{BlockId, SessionId};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -20,13 +21,14 @@ use crate::accounts::Caller;
 use crate::daemon::App;
 use crate::volumes::files::{RangeAnswer, range_of};
 
-/// The largest body of a batch or a read, in bytes.
+/// The largest body of a batch, a read or a claim of locks, in bytes.
 const BATCH_BYTES_MAX: usize = 16 << 20;
 
 pub(super) fn routes() -> OpenApiRouter<App> {
     let large = OpenApiRouter::new()
         .routes(routes!(batch))
         .routes(routes!(read))
+        .routes(routes!(lock))
         .layer(DefaultBodyLimit::max(BATCH_BYTES_MAX));
     let blocks = OpenApiRouter::new()
         .routes(routes!(put_block, get_block))
@@ -142,6 +144,23 @@ async fn read(
     Wire(read): Wire<Read>,
 ) -> Result<Response, Problem> {
     accepts.answer(&app.sessions.read(&caller, SessionId(session), &read).await?)
+}
+
+/// Test, set, wait for, or release locks.
+#[utoipa::path(post, path = "/fs/v1/sessions/{session}/locks", tag = "mount", params(("session" = u64, Path,)),
+    request_body(content((LockRequest = "application/json"), (LockRequest = "application/vnd.msgpack"))),
+    responses((status = 200, content((LockReply = "application/json"), (LockReply = "application/vnd.msgpack"))), Problems))]
+async fn lock(
+    State(app): State<App>,
+    caller: Caller,
+    accepts: Accepts,
+    Path(session): Path<u64>,
+    Wire(request): Wire<LockRequest>,
+) -> Result<Response, Problem> {
+    tokio::select! {
+        reply = app.sessions.lock(&caller, SessionId(session), request) => accepts.answer(&reply?),
+        () = app.stopping.cancelled() => Err(tandemfs::Error::unavailable("the daemon is stopping").into()),
+    }
 }
 
 /// Get inode numbers.

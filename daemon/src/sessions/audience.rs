@@ -8,6 +8,7 @@ use tandemfs::tree::Key;
 use tokio::sync::Notify;
 use tokio::time::sleep_until;
 
+use super::locks::Locks;
 use super::session::Session;
 
 use crate::metrics::COUNTERS;
@@ -23,6 +24,8 @@ pub(crate) struct Audience {
 struct Inner {
     volumes: BTreeMap<VolumeId, BTreeMap<SessionId, Arc<Session>>>,
     sessions: BTreeMap<SessionId, VolumeId>,
+    /// Of every volume that has had a session in this run.
+    locks: BTreeMap<VolumeId, Arc<Locks>>,
     /// Sessions that have ended and are to be cleared away.
     ended: Vec<(VolumeId, SessionId)>,
 }
@@ -107,6 +110,27 @@ impl Audience {
         Told { audience: self, waiting, assumed_held: Vec::new() }
     }
 
+    /// The locks of a volume.
+    pub(super) fn locks(&self, volume: VolumeId) -> Arc<Locks> {
+        Arc::clone(self.inner().locks.entry(volume).or_default())
+    }
+
+    /// The locks of all volumes.
+    pub(super) fn all_locks(&self) -> Vec<Arc<Locks>> {
+        self.inner().locks.values().cloned().collect()
+    }
+
+    /// Frees the locks of a session that has ended, as soon as no batch of it is under way: what was written under a lock is seen by
+    /// whoever is granted it next, or is refused.
+    pub(super) fn free_locks(&self, volume: VolumeId, session: &Session) {
+        if session.is_over() {
+            let locks = self.inner().locks.get(&volume).cloned();
+            if let Some(locks) = locks {
+                locks.release(session.id);
+            }
+        }
+    }
+
     /// Ends a session: it is told nothing more, and nobody waits for it.
     pub(super) fn end(&self, session: &Session) {
         if !session.end() {
@@ -122,6 +146,7 @@ impl Audience {
         }
         inner.ended.push((volume, session.id));
         drop(inner);
+        self.free_locks(volume, session);
         self.ended_added.notify_one();
     }
 
@@ -130,6 +155,7 @@ impl Audience {
         for session in self.others(volume, None) {
             self.end(&session);
         }
+        self.inner().locks.remove(&volume);
     }
 
     /// Ends a user's sessions on a volume.

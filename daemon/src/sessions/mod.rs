@@ -7,6 +7,9 @@
 
 pub(crate) mod audience;
 mod events;
+#[cfg(test)]
+mod lock_tests;
+mod locks;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -20,11 +23,13 @@ use tandemfs::api::fs::{
     Ack, BATCH_MUTATIONS_MAX, Batch, BatchReply, InodeRange, OpenSession, Read, ReadReply, ResumeSession,
     SESSION_SLOTS, SessionGrant,
 };
+use tandemfs::api::locks::{LockOutcome, LockReply, LockRequest};
 use tandemfs::api::volumes::Access;
 use tandemfs::clock::Clock;
 use tandemfs::id::{BlockId, Ino, SessionId, UserId};
 use tandemfs::tree::{Key, Mutation, Record};
 use tandemfs::{Error, Result};
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use self::audience::Audience;
@@ -54,6 +59,8 @@ pub struct Sessions {
     clock: Arc<dyn Clock>,
     lease: Duration,
     short_circuit: OnceLock<String>,
+    /// Requests that wait for locks: they must leave room for those that unlock.
+    lock_waits: Semaphore,
     worker: std::sync::Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -78,6 +85,7 @@ impl Sessions {
             from = crate::volumes::key_after(last);
             for (_, record) in page {
                 let volume = record.volume;
+                audience.locks(volume).expect(record.id);
                 let session = Session::recovered(record, lease, meta.run(), 1);
                 audience.add(volume, Arc::new(session));
             }
@@ -89,6 +97,7 @@ impl Sessions {
             clock,
             lease,
             short_circuit: OnceLock::new(),
+            lock_waits: Semaphore::new((settings.max_requests / 2).min(Semaphore::MAX_PERMITS)),
             worker: std::sync::Mutex::default(),
         });
         let worker = tokio::spawn(watch_over(Arc::downgrade(&sessions), lease));
@@ -251,7 +260,8 @@ impl Sessions {
             Begun::New(answer) => {
                 let waiter = answer.subscribe();
                 // On its own, so that a client that goes away does not leave it half done.
-                tokio::spawn(run_batch(session, volume, batch, answer));
+                let audience = Arc::clone(&self.audience);
+                tokio::spawn(run_batch(audience, session, volume, batch, answer));
                 waiter
             }
         };
@@ -317,6 +327,31 @@ impl Sessions {
         let record = session.with_inodes(first, count);
         self.meta.commit(Vec::new(), vec![meta::put(keys::session(id), &record)?]).await?;
         Ok(InodeRange { first, count })
+    }
+
+    /// Tests, sets, waits for, or releases locks.
+    ///
+    /// # Errors
+    /// As [`Sessions::resume`]; `Invalid` for a range that is none; `Stale` for a claim that was meant for another run.
+    pub async fn lock(&self, caller: &Caller, id: SessionId, request: LockRequest) -> Result<LockReply> {
+        let session = self.session(caller, id)?;
+        self.touch(&session)?;
+        let run = self.meta.run();
+        let _wait = match &request {
+            LockRequest::Wait { .. } => match self.lock_waits.try_acquire() {
+                Ok(permit) => Some(permit),
+                Err(_) => return Ok(LockReply { run, outcome: LockOutcome::Full }),
+            },
+            _ => None,
+        };
+        let locks = self.audience.locks(session.record().volume);
+        let outcome = locks.carry_out(run, id, request).await?;
+        if self.audience.get(id).is_none() {
+            // It has ended meanwhile, perhaps before this was granted.
+            locks.release(id);
+            return Err(Error::session_ended(format!("session {id}")));
+        }
+        Ok(LockReply { run, outcome })
     }
 
     /// Stores a block; it is durable on every chosen node when this returns.
@@ -430,6 +465,7 @@ impl Sessions {
 
 /// Carries a batch out and tells all who wait for it.
 async fn run_batch(
+    audience: Arc<Audience>,
     session: Arc<Session>,
     volume: Arc<Volume>,
     batch: Batch,
@@ -438,6 +474,7 @@ async fn run_batch(
     let sequence = batch.sequence;
     let result = commit_batch(&session, &volume, batch).await;
     session.done(sequence, result.is_ok());
+    audience.free_locks(session.record().volume, &session);
     answer.send_replace(Some(Arc::new(result)));
 }
 
@@ -477,6 +514,9 @@ async fn watch_over(sessions: std::sync::Weak<Sessions>, lease: Duration) {
         }
         strong.clear_ended().await;
         if !recovered && now >= recovered_until {
+            for locks in strong.audience.all_locks() {
+                locks.expect_no_more();
+            }
             match strong.volumes.settle_recovered().await {
                 Ok(()) => recovered = true,
                 Err(error) => log::warn!("looking for orphans of the run before: {error}"),

@@ -158,6 +158,12 @@ impl Session {
         was_live
     }
 
+    /// Whether it has ended and none of its batches is under way.
+    pub(super) fn is_over(&self) -> bool {
+        let inner = self.inner();
+        inner.ended && inner.under_way.is_empty()
+    }
+
     /// Queues the news of a change. When that is too much to say one by one, the session is told to drop everything, and is
     /// taken to hold all orphans that it was not told of.
     pub(super) fn tell(&self, version: u64, keys: Vec<Key>, orphans: Vec<Ino>) -> News {

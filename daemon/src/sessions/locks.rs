@@ -1,0 +1,236 @@
+//! The locks of one volume's sessions. They live in memory: after a restart the sessions of the run before claim theirs, and until
+//! each of them has, or has ended, nobody is granted anything.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tandemfs::api::locks::{HeldLock, LockOutcome, LockRequest, OFFSET_MAX};
+use tandemfs::id::SessionId;
+use tandemfs::locks::{LockTable, Refusal};
+use tandemfs::{Error, Result};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::watch;
+
+/// The longest wait before the client has to ask again.
+const WAIT_MAX: Duration = Duration::from_secs(10);
+/// A place whose turn has come is kept so long for its owner to come and take the lock.
+const TURN: Duration = Duration::from_secs(2);
+
+/// An owner: a session, and a number within it.
+type Owner = (SessionId, u64);
+
+#[derive(Debug)]
+pub(super) struct Locks {
+    inner: Mutex<Inner>,
+    /// Goes up when something that stood in somebody's way may be gone.
+    changes: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    table: LockTable<Owner>,
+    /// Sessions of the run before that have not claimed their locks yet.
+    unclaimed: BTreeSet<SessionId>,
+    /// Those that did not claim in time: others may have had their locks since.
+    late: BTreeSet<SessionId>,
+}
+
+/// A place in the queue; left when this is dropped.
+struct Place {
+    locks: Arc<Locks>,
+    owner: Owner,
+    number: u64,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.locks.inner().table.leave(self.owner, self.number);
+        self.locks.changed();
+    }
+}
+
+impl Default for Locks {
+    fn default() -> Self {
+        Self { inner: Mutex::default(), changes: watch::Sender::new(0) }
+    }
+}
+
+impl Locks {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// A session of the run before may hold locks.
+    pub(super) fn expect(&self, session: SessionId) {
+        self.inner().unclaimed.insert(session);
+    }
+
+    /// Whoever has not claimed until now has lost what it held.
+    pub(super) fn expect_no_more(&self) {
+        let mut inner = self.inner();
+        let late = std::mem::take(&mut inner.unclaimed);
+        inner.late.extend(late);
+        drop(inner);
+        self.changed();
+    }
+
+    /// A session has ended.
+    pub(super) fn release(&self, session: SessionId) {
+        let mut inner = self.inner();
+        inner.unclaimed.remove(&session);
+        inner.late.remove(&session);
+        inner.table.release(|(theirs, _)| theirs == session);
+        drop(inner);
+        self.changed();
+    }
+
+    /// Does what a session asks for.
+    ///
+    /// # Errors
+    /// `Invalid` for a range that is none; `Stale` for a claim that was meant for another run.
+    pub(super) async fn carry_out(
+        self: &Arc<Self>,
+        run: u64,
+        session: SessionId,
+        request: LockRequest,
+    ) -> Result<LockOutcome> {
+        if let LockRequest::Claim { run: meant, locks } = request {
+            if meant != run {
+                return Err(Error::stale("the daemon was started anew in the meantime"));
+            }
+            return self.claim(session, &locks);
+        }
+        {
+            let unclaimed = &self.inner().unclaimed;
+            let is_unlock = matches!(request, LockRequest::Unlock { .. });
+            if unclaimed.contains(&session) || !(is_unlock || unclaimed.is_empty()) {
+                return Ok(LockOutcome::Recovering);
+            }
+        }
+        match request {
+            LockRequest::Test(wanted) => {
+                check(wanted.lock.start, wanted.lock.end)?;
+                Ok(self.inner().blocker(session, wanted, None).unwrap_or(LockOutcome::Done))
+            }
+            LockRequest::Set { wanted, place } => self.set(session, wanted, place),
+            LockRequest::Wait { wanted, place } => self.wait(session, wanted, place).await,
+            LockRequest::Unlock { ino, owner, start, end } => {
+                check(start, end)?;
+                let done = self.inner().table.unlock(ino, (session, owner), start, end);
+                self.changed();
+                Ok(outcome(done))
+            }
+            LockRequest::Claim { .. } => Err(Error::internal("a claim that was carried out before")),
+        }
+    }
+
+    /// Takes all of the locks that a session of the run before has held, or none.
+    fn claim(&self, session: SessionId, locks: &[HeldLock]) -> Result<LockOutcome> {
+        for held in locks {
+            check(held.lock.start, held.lock.end)?;
+        }
+        let mut inner = self.inner();
+        inner.unclaimed.remove(&session);
+        let kept = locks.is_empty() || (!inner.late.contains(&session) && inner.take(session, locks));
+        drop(inner);
+        self.changed();
+        Ok(if kept { LockOutcome::Done } else { LockOutcome::Lost })
+    }
+
+    fn set(&self, session: SessionId, wanted: HeldLock, place: Option<u64>) -> Result<LockOutcome> {
+        check(wanted.lock.start, wanted.lock.end)?;
+        let owner = (session, wanted.owner);
+        let mut inner = self.inner();
+        let refused = inner.blocker(session, wanted, place);
+        if let Some(refused) = refused {
+            return Ok(refused);
+        }
+        let done = inner.table.set(wanted.ino, owner, wanted.lock);
+        if let Some(place) = place {
+            inner.table.leave(owner, place);
+        }
+        drop(inner);
+        // It may have been set in the place of one that kept more out.
+        self.changed();
+        Ok(outcome(done))
+    }
+
+    /// Waits until a lock may be set. The place is kept while this waits, and for a [`TURN`] when its turn has come; a client
+    /// that goes away leaves it at once.
+    async fn wait(
+        self: &Arc<Self>,
+        session: SessionId,
+        wanted: HeldLock,
+        place: Option<u64>,
+    ) -> Result<LockOutcome> {
+        check(wanted.lock.start, wanted.lock.end)?;
+        let deadline = Instant::now() + WAIT_MAX;
+        let owner = (session, wanted.owner);
+        let number = match self.inner().table.wait(wanted.ino, owner, wanted.lock, place) {
+            Ok(number) => number,
+            Err(refusal) => return Ok(outcome(Err(refusal))),
+        };
+        let place = Place { locks: Arc::clone(self), owner, number };
+        let mut changes = self.changes.subscribe();
+        loop {
+            changes.mark_unchanged();
+            if self.inner().blocker(session, wanted, Some(number)).is_none() {
+                tokio::spawn(async move {
+                    sleep(TURN).await;
+                    drop(place);
+                });
+                return Ok(LockOutcome::Place(number));
+            }
+            tokio::select! {
+                biased;
+                _ = changes.changed() => {}
+                () = sleep_until(deadline) => return Ok(LockOutcome::Place(number)),
+            }
+        }
+    }
+}
+
+impl Inner {
+    fn blocker(&self, session: SessionId, wanted: HeldLock, place: Option<u64>) -> Option<LockOutcome> {
+        let ((holder, _), mut lock) =
+            self.table.blocker(wanted.ino, (session, wanted.owner), wanted.lock, place)?;
+        let own = holder == session;
+        if !own {
+            // The number of a process on another machine says nothing.
+            lock.pid = 0;
+        }
+        Some(LockOutcome::Held { lock, own })
+    }
+
+    fn take(&mut self, session: SessionId, locks: &[HeldLock]) -> bool {
+        let taken = locks.iter().all(|held| {
+            self.blocker(session, *held, None).is_none()
+                && self.table.set(held.ino, (session, held.owner), held.lock).is_ok()
+        });
+        if !taken {
+            self.table.release(|(theirs, _)| theirs == session);
+        }
+        taken
+    }
+}
+
+fn check(start: u64, end: u64) -> Result<()> {
+    if start > end || end > OFFSET_MAX {
+        return Err(Error::invalid("a range of bytes that ends before it begins, or too far out"));
+    }
+    Ok(())
+}
+
+fn outcome(result: Result<(), Refusal>) -> LockOutcome {
+    match result {
+        Ok(()) => LockOutcome::Done,
+        Err(Refusal::Full) => LockOutcome::Full,
+        Err(Refusal::Deadlock) => LockOutcome::Deadlock,
+    }
+}
