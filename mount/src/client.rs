@@ -10,6 +10,7 @@ use tandemfs::api::files::Storage;
 use tandemfs::api::fs::{
     Ack, Batch, BatchReply, InodeRange, OpenSession, Read, ReadReply, ResumeSession, SessionGrant,
 };
+use tandemfs::api::locks::{LockReply, LockRequest};
 use tandemfs::client::{Client, is_refused};
 use tandemfs::id::{BlockId, SessionId};
 use tandemfs::{Error, Result};
@@ -48,6 +49,10 @@ impl Remote for Client {
 
     async fn inodes(&self, session: SessionId) -> Result<InodeRange> {
         self.inodes(session).await
+    }
+
+    async fn lock(&self, session: SessionId, request: &LockRequest) -> Result<LockReply> {
+        self.lock(session, request).await
     }
 
     async fn put_block(&self, session: SessionId, block: BlockId, data: Bytes) -> Result<()> {

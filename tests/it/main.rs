@@ -11,6 +11,7 @@ mod damage;
 mod disk_full;
 mod documents;
 mod failure;
+mod locks;
 mod logins;
 mod metrics;
 mod mount_command;

@@ -100,18 +100,16 @@ impl Locks {
         session: SessionId,
         request: LockRequest,
     ) -> Result<LockOutcome> {
-        if let LockRequest::Claim { run: meant, locks } = request {
-            if meant != run {
-                return Err(Error::stale("the daemon was started anew in the meantime"));
-            }
-            return self.claim(session, &locks);
-        }
-        {
+        let is_known = {
             let unclaimed = &self.inner().unclaimed;
-            let is_unlock = matches!(request, LockRequest::Unlock { .. });
-            if unclaimed.contains(&session) || !(is_unlock || unclaimed.is_empty()) {
-                return Ok(LockOutcome::Recovering);
+            match &request {
+                LockRequest::Claim { .. } => true,
+                LockRequest::Unlock { .. } => !unclaimed.contains(&session),
+                _ => unclaimed.is_empty(),
             }
+        };
+        if !is_known {
+            return Ok(LockOutcome::Recovering);
         }
         match request {
             LockRequest::Test(wanted) => {
@@ -126,7 +124,10 @@ impl Locks {
                 self.changed();
                 Ok(outcome(done))
             }
-            LockRequest::Claim { .. } => Err(Error::internal("a claim that was carried out before")),
+            LockRequest::Claim { run: meant, .. } if meant != run => {
+                Err(Error::stale("the daemon was started anew in the meantime"))
+            }
+            LockRequest::Claim { locks, .. } => self.claim(session, &locks),
         }
     }
 

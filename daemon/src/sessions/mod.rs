@@ -348,7 +348,7 @@ impl Sessions {
         let outcome = locks.carry_out(run, id, request).await?;
         if self.audience.get(id).is_none() {
             // It has ended meanwhile, perhaps before this was granted.
-            locks.release(id);
+            self.audience.free_locks(session.record().volume, &session);
             return Err(Error::session_ended(format!("session {id}")));
         }
         Ok(LockReply { run, outcome })

@@ -10,14 +10,17 @@ use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation,
     INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier,
     RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite,
     ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use tandemfs::ErrorKind;
+use tandemfs::api::locks::Lock;
 use tandemfs::tree::{NewNode, XattrMode};
 
-use super::convert::{bare, credentials, errno, file_type, new_node, rename_mode, set_time};
-use super::{Adapter, NOW};
+use super::convert::{
+    bare, credentials, errno, file_type, lock_kind, lock_type, new_node, rename_mode, set_time,
+};
+use super::{Adapter, NOW, signals};
 use crate::fs::files::WriteFlags as How;
 use crate::fs::space::UNIT;
 use crate::fs::{Set, Stat};
@@ -31,6 +34,8 @@ impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         self.epochs.learn(config.kernel_abi());
         for capability in [
+            InitFlags::FUSE_POSIX_LOCKS,
+            InitFlags::FUSE_FLOCK_LOCKS,
             InitFlags::FUSE_ATOMIC_O_TRUNC,
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_PARALLEL_DIROPS,
@@ -81,7 +86,7 @@ impl Filesystem for Adapter {
         atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
         _ctime: Option<SystemTime>,
-        _handle: Option<FileHandle>,
+        handle: Option<FileHandle>,
         _crtime: Option<SystemTime>,
         _chgtime: Option<SystemTime>,
         _bkuptime: Option<SystemTime>,
@@ -91,6 +96,9 @@ impl Filesystem for Adapter {
         let ((fs, ino), by) = (self.on(ino), credentials(request));
         let set = Set { mode, uid, gid, size, atime: atime.map(set_time), mtime: mtime.map(set_time) };
         self.attributes(reply, async move {
+            if let Some(handle) = handle {
+                fs.usable(handle.0)?;
+            }
             // The kernel takes these in whatever it was told meanwhile, so it is to ask before it uses them.
             fs.setattr(by, ino, set).await.map(|stat| Stat { keep: false, ..stat })
         });
@@ -242,9 +250,9 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn flush(&self, _: &Request, _: INodeNo, handle: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+    fn flush(&self, _: &Request, _: INodeNo, handle: FileHandle, owner: LockOwner, reply: ReplyEmpty) {
         let fs = self.fs();
-        self.empty(reply, async move { fs.flush(handle.0).await });
+        self.empty(reply, async move { fs.close(handle.0, owner.0).await });
     }
 
     fn release(
@@ -403,6 +411,58 @@ impl Filesystem for Adapter {
     fn access(&self, _: &Request, _: INodeNo, _: AccessFlags, reply: ReplyEmpty) {
         // The kernel checks (default_permissions).
         reply.ok();
+    }
+
+    fn getlk(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        kind: i32,
+        pid: u32,
+        reply: ReplyLock,
+    ) {
+        let Some(kind) = lock_kind(kind) else { return reply.error(Errno::EINVAL) };
+        let (fs, lock) = (self.fs(), Lock { start, end, kind, pid });
+        self.run(async move {
+            match fs.test_lock(handle.0, owner.0, lock).await {
+                Ok(Some(held)) => reply.locked(held.start, held.end, lock_type(held.kind), held.pid),
+                Ok(None) => reply.locked(start, end, libc::F_UNLCK, 0),
+                Err(error) => reply.error(errno(&error)),
+            }
+        });
+    }
+
+    fn setlk(
+        &self,
+        request: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        kind: i32,
+        pid: u32,
+        wait: bool,
+        reply: ReplyEmpty,
+    ) {
+        let fs = self.fs();
+        if kind == libc::F_UNLCK {
+            return self.locked(reply, wait, async move { fs.unlock(handle.0, owner.0, start, end).await });
+        }
+        let Some(kind) = lock_kind(kind) else { return reply.error(Errno::EINVAL) };
+        let (lock, thread) = (Lock { start, end, kind, pid }, request.pid());
+        self.locked(reply, wait, async move {
+            let patience = async {
+                if wait {
+                    signals::pending(thread).await;
+                }
+            };
+            fs.set_lock(handle.0, owner.0, lock, patience).await
+        });
     }
 
     fn fallocate(

@@ -3,6 +3,7 @@
 use std::time::SystemTime;
 
 use fuser::{Errno, FileAttr, FileType, INodeNo, RenameFlags, Request, TimeOrNow};
+use tandemfs::api::locks::LockKind;
 use tandemfs::clock::Time;
 use tandemfs::id::Ino;
 use tandemfs::tree::{Credentials, Kind, NewNode, RenameMode};
@@ -116,6 +117,22 @@ pub(super) fn new_node(mode: u32, rdev: u32) -> Option<NewNode> {
         libc::S_IFBLK => NewNode::BlockDevice(rdev),
         _ => return None,
     })
+}
+
+/// Whom a lock of fcntl(2) keeps out; `None` for what is no lock.
+pub(super) fn lock_kind(kind: i32) -> Option<LockKind> {
+    match kind {
+        libc::F_RDLCK => Some(LockKind::Read),
+        libc::F_WRLCK => Some(LockKind::Write),
+        _ => None,
+    }
+}
+
+pub(super) fn lock_type(kind: LockKind) -> i32 {
+    match kind {
+        LockKind::Read => libc::F_RDLCK,
+        LockKind::Write => libc::F_WRLCK,
+    }
 }
 
 /// What renameat2(2) is to do; `None` for what we do not know.

@@ -4,6 +4,7 @@ mod calls;
 mod convert;
 mod kernel;
 mod mount;
+mod signals;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +23,7 @@ use tandemfs::Result;
 use tandemfs::id::Ino;
 use tokio::runtime::Handle;
 
+use crate::fs::locks::Locked;
 use crate::fs::{Fs, Stat};
 use convert::{Numbers, errno};
 use kernel::Epochs;
@@ -128,6 +130,24 @@ impl Adapter {
         self.run(async move {
             match call.await {
                 Ok(()) => reply.ok(),
+                Err(error) => reply.error(errno(&error)),
+            }
+        });
+    }
+
+    /// Answers what sets or releases a lock, having waited for it or not.
+    fn locked(
+        &self,
+        reply: ReplyEmpty,
+        waited: bool,
+        call: impl Future<Output = Result<Locked>> + Send + 'static,
+    ) {
+        self.run(async move {
+            match call.await {
+                Ok(Locked::Granted) => reply.ok(),
+                Ok(Locked::Held) => reply.error(if waited { Errno::EINTR } else { Errno::EAGAIN }),
+                Ok(Locked::Deadlock) => reply.error(Errno::from_i32(libc::EDEADLK)),
+                Ok(Locked::Full) => reply.error(Errno::from_i32(libc::ENOLCK)),
                 Err(error) => reply.error(errno(&error)),
             }
         });

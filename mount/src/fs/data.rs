@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tandemfs::api::fs::BatchReply;
 use tandemfs::clock::{Clock, Time};
-use tandemfs::id::{BlockId, Ino};
+use tandemfs::id::{BlockId, Ino, SessionId};
 use tandemfs::tree::{CHUNK_SIZE, FILE_SIZE_MAX, Inode, Mutation, WrittenExtent};
 use tandemfs::{Error, ErrorKind, Result};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -54,6 +54,8 @@ struct State {
     time: Option<Time>,
     since: Option<Instant>,
     clear_privileges: bool,
+    /// Some of it was written under locks of this session, so it is committed in it or not at all.
+    only: Option<SessionId>,
     failures: u64,
     failure: Option<Error>,
 }
@@ -99,6 +101,7 @@ impl State {
             self.since = None;
             self.time = None;
             self.clear_privileges = false;
+            self.only = None;
         }
     }
 
@@ -253,6 +256,7 @@ impl Data {
     ) -> Result<()> {
         let end = offset.checked_add(data.len() as u64).filter(|end| *end <= FILE_SIZE_MAX);
         end.ok_or_else(|| Error::too_large("the file would be longer than a file can be"))?;
+        let locked_by = self.session.locks.session_of(file.ino);
         let mut at = offset;
         while !data.is_empty() {
             let (chunk, start) = (at / CHUNK_SIZE, (at % CHUNK_SIZE) as u32);
@@ -263,6 +267,7 @@ impl Data {
                 state.time = Some(self.clock.now());
                 state.since.get_or_insert_with(Instant::now);
                 state.clear_privileges |= clear_privileges;
+                state.only = state.only.or(locked_by);
                 let dirty = state.buffers.entry(chunk).or_default();
                 let before = dirty.buffer.bytes();
                 dirty.buffer.write(start, now);
@@ -386,6 +391,7 @@ impl Data {
             self.uploads_done(file).await;
         }
         let mut then = then;
+        let only = file.lock().only.or(self.session.locks.session_of(file.ino));
         loop {
             let (count, write, last) = next_write(file);
             let Some(write) = write else { break };
@@ -394,11 +400,11 @@ impl Data {
                 mutations.push(then.clone());
             }
             let both = mutations.len() > 1;
-            let mut result = self.session.commit(mutations, None).await;
+            let mut result = self.session.commit_in(only, mutations, None).await;
             let mut alone = false;
             if both && result.as_ref().is_err_and(|error| !error.kind().is_retryable()) {
                 // Which of the two was refused? The data must not suffer for the other.
-                result = self.session.commit(vec![write], None).await;
+                result = self.session.commit_in(only, vec![write], None).await;
                 alone = true;
             }
             let mut state = file.lock();
@@ -427,7 +433,7 @@ impl Data {
             }
         }
         match then.take() {
-            Some(then) => self.session.commit(vec![then], None).await.map(Some),
+            Some(then) => self.session.commit_in(only, vec![then], None).await.map(Some),
             None => Ok(None),
         }
     }

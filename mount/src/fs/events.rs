@@ -107,6 +107,7 @@ impl Session {
                 if grant.run != before.run {
                     log::info!("the daemon was started anew; dropping what is cached");
                     self.forget_all().await;
+                    self.claim_locks(&grant).await?;
                 }
                 self.state().taken_up(grant, sent);
                 self.notify();
@@ -271,6 +272,6 @@ impl Session {
 }
 
 /// How long a request may take that the lease depends on.
-fn interval(grant: &SessionGrant) -> Duration {
+pub(super) fn interval(grant: &SessionGrant) -> Duration {
     lease(grant).max(Duration::from_secs(1))
 }

@@ -42,7 +42,7 @@ impl Fs {
     pub(super) fn open_handle(&self, ino: Ino, flags: i32) -> u64 {
         self.session.opens.add(ino);
         let data = self.data.enter(ino);
-        self.files.add(OpenFile::new(ino, flags, data))
+        self.files.add(OpenFile::new(ino, flags, data, self.session.locks.losses()))
     }
 
     /// Whether an inode that has been added to those that are open can be used: a name led to it when the kernel
@@ -88,6 +88,7 @@ impl Fs {
     pub async fn read(&self, handle: u64, offset: u64, size: u32) -> Result<Bytes> {
         let file = self.files.get(handle)?;
         self.session.ready().await?;
+        self.check_lost(&file)?;
         // The dirty pieces first: what becomes part of the file after this is then in what is read after this.
         let wanted = offset.saturating_add(u64::from(size));
         let dirty = file.data.pieces(offset, wanted);
@@ -105,7 +106,7 @@ impl Fs {
     /// # Errors
     /// A failure of an earlier write, `TooLarge`, those of the daemon with O_SYNC.
     pub async fn write(&self, handle: u64, offset: u64, data: &[u8], how: WriteFlags) -> Result<Written> {
-        let file = self.files.get(handle)?;
+        let file = self.usable(handle)?;
         self.writable()?;
         if !how.from_cache {
             self.session.allowed()?;
@@ -123,7 +124,7 @@ impl Fs {
         Ok(Written { bytes: data.len() as u32, moved: at != offset })
     }
 
-    /// flush: what close(2) does. An orphan is not worth it.
+    /// Sends what was written to the file. An orphan is not worth it.
     ///
     /// # Errors
     /// A failure of writing, once.
@@ -140,11 +141,11 @@ impl Fs {
     /// # Errors
     /// A failure of writing, once.
     pub async fn fsync(&self, handle: u64) -> Result<()> {
-        let file = self.files.get(handle)?;
+        let file = self.usable(handle)?;
         self.commit(&file).await
     }
 
-    async fn commit(&self, file: &OpenFile) -> Result<()> {
+    pub(super) async fn commit(&self, file: &OpenFile) -> Result<()> {
         let result =
             if file.data.is_dirty() { self.data.commit(&file.data, true, None).await } else { Ok(None) };
         // A failure is noted with the file; this handle has now been told of it.
@@ -162,9 +163,13 @@ impl Fs {
         {
             log::error!("data of inode {} is lost: {error}", file.ino);
         }
-        if self.session.opens.remove(file.ino) == Some(true) {
-            self.data.discard(&file.data).await;
-            self.reap(file.ino).await;
+        self.release_locks_of(file.ino, handle).await;
+        if let Some(orphan) = self.session.opens.remove(file.ino) {
+            self.session.locks.forget_loss(file.ino);
+            if orphan {
+                self.data.discard(&file.data).await;
+                self.reap(file.ino).await;
+            }
         }
         self.data.leave(&file.data);
     }
@@ -229,7 +234,7 @@ impl Fs {
         length: u64,
         mode: i32,
     ) -> Result<()> {
-        let file = self.files.get(handle)?;
+        let file = self.usable(handle)?;
         self.writable()?;
         if mode & !libc::FALLOC_FL_KEEP_SIZE != 0 {
             return Err(Error::unsupported("this mode of fallocate"));

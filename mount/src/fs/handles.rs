@@ -20,14 +20,16 @@ pub struct OpenFile {
     pub data: Arc<FileData>,
     /// How it is read.
     pub pattern: Pattern,
+    /// How many sessions had been lost when it was opened.
+    pub(super) losses: u64,
     seen: Mutex<u64>,
 }
 
 impl OpenFile {
-    /// A handle on a file.
-    pub fn new(ino: Ino, flags: i32, data: Arc<FileData>) -> Self {
+    /// A handle on a file, opened after so many losses of a session.
+    pub fn new(ino: Ino, flags: i32, data: Arc<FileData>, losses: u64) -> Self {
         let seen = Mutex::new(data.failures());
-        Self { ino, flags, data, pattern: Pattern::default(), seen }
+        Self { ino, flags, data, pattern: Pattern::default(), losses, seen }
     }
 
     /// Reports a failure of writing once.

@@ -11,6 +11,7 @@ pub mod handles;
 pub mod ids;
 pub mod kernel;
 pub mod known;
+pub mod locks;
 pub mod names;
 pub mod opens;
 pub mod read;
@@ -282,7 +283,10 @@ impl Fs {
                 }
                 self.data.commit(&file, true, Some(mutation)).await?
             }
-            None => Some(self.session.commit(vec![mutation], None).await?),
+            None => {
+                let only = self.session.locks.session_of(ino);
+                Some(self.session.commit_in(only, vec![mutation], None).await?)
+            }
         };
         let inode = match reply.as_ref().and_then(|reply| written(reply, ino)) {
             Some(inode) => inode,

@@ -10,6 +10,7 @@ use tandemfs::api::files::Storage;
 use tandemfs::api::fs::{
     Ack, Batch, BatchReply, Event, InodeRange, OpenSession, Read, ReadReply, ResumeSession, SessionGrant,
 };
+use tandemfs::api::locks::{LockReply, LockRequest};
 use tandemfs::id::{BlockId, SessionId};
 use tandemfs::{Error, Result};
 
@@ -35,6 +36,8 @@ pub trait Remote: Send + Sync + 'static {
     async fn read(&self, session: SessionId, read: &Read) -> Result<ReadReply>;
     /// Asks for inode numbers.
     async fn inodes(&self, session: SessionId) -> Result<InodeRange>;
+    /// Asks about locks, sets or releases them.
+    async fn lock(&self, session: SessionId, request: &LockRequest) -> Result<LockReply>;
     /// Stores a block.
     async fn put_block(&self, session: SessionId, block: BlockId, data: Bytes) -> Result<()>;
     /// Reads a block, or a range of it.

@@ -21,6 +21,7 @@ use super::cache::Cache;
 use super::check;
 use super::kernel::Kernel;
 use super::known::{KERNEL_PATIENCE, Known};
+use super::locks::Locks;
 use super::opens::Opens;
 use super::remote::Remote;
 
@@ -41,8 +42,9 @@ pub struct Session {
     pub(super) kernel: OnceLock<Arc<dyn Kernel>>,
     /// Inodes that the kernel knows, for when it has to forget all of them.
     pub(super) known: Arc<Known>,
+    pub(super) locks: Locks,
     open: OpenSession,
-    offline_timeout: Duration,
+    pub(super) offline_timeout: Duration,
     state: Mutex<State>,
     slot_free: Notify,
     numbers: tokio::sync::Mutex<Numbers>,
@@ -129,6 +131,7 @@ impl Session {
             opens: Arc::default(),
             kernel: OnceLock::new(),
             known: Arc::default(),
+            locks: Locks::new(&grant),
             open,
             offline_timeout,
             state: Mutex::new(State {
@@ -175,6 +178,7 @@ impl Session {
         let sent = Instant::now();
         let grant = self.remote.open_session(&self.open).await?;
         self.forget_all().await;
+        self.locks.lose(&grant);
         {
             let mut state = self.state();
             state.taken_up(grant, sent);
@@ -393,6 +397,19 @@ impl Session {
     /// Those of the rules; `Stale` when the session ended and nobody can say whether the batch was applied;
     /// `SessionEnded` when the session ended before a [`Mutation::Create`], whose inode number is not ours any more.
     pub async fn commit(&self, mutations: Vec<Mutation>, victim: Option<Ino>) -> Result<BatchReply> {
+        self.commit_in(None, mutations, victim).await
+    }
+
+    /// The same, but if `only` is given, in that session or not at all: what was written under a lock counts while the lock is held.
+    ///
+    /// # Errors
+    /// As [`Session::commit`]; `Stale` when the session has ended.
+    pub(super) async fn commit_in(
+        &self,
+        only: Option<SessionId>,
+        mutations: Vec<Mutation>,
+        victim: Option<Ino>,
+    ) -> Result<BatchReply> {
         let again = mutations.iter().all(|mutation| {
             matches!(
                 mutation,
@@ -413,6 +430,9 @@ impl Session {
         let mut batch = Batch { sequence: 0, mutations, held: Vec::new() };
         'session: loop {
             let slot = self.slot(start + self.offline_timeout).await?;
+            if only.is_some_and(|only| only != slot.id) {
+                return Err(Error::stale("the lock under which this was done was lost with the session"));
+            }
             batch.sequence = slot.sequence;
             batch.held = if removes { self.opens.held(victim) } else { Vec::new() };
             let request = self.cache.begin();

@@ -13,8 +13,10 @@ use tandemfs::api::fs::{
     Ack, Answer, Batch, BatchReply, Event, InodeRange, OpenSession, Read, ReadReply, ResumeSession,
     SessionGrant,
 };
+use tandemfs::api::locks::{HeldLock, LockOutcome, LockReply, LockRequest};
 use tandemfs::clock::Time;
 use tandemfs::id::{BlockId, Ino, SessionId, VolumeId, VolumeKey};
+use tandemfs::locks::{LockTable, Refusal};
 use tandemfs::tree::{self, Key, Mutation, Record, Stop, Usage, Want, WorkingSet};
 use tandemfs::{Error, Result};
 use tokio::sync::{Notify, mpsc};
@@ -30,6 +32,7 @@ pub(crate) const LEASE_MS: u64 = 10_000;
 pub(crate) struct Daemon {
     state: Mutex<State>,
     acknowledged: Notify,
+    locks_changed: Notify,
     /// Counts requests; each of so many loses its answer.
     pub(crate) lose_every: AtomicU64,
     count: AtomicU64,
@@ -56,6 +59,11 @@ struct State {
     version: u64,
     run: u64,
     sessions: BTreeMap<SessionId, Session>,
+    locks: LockTable<(SessionId, u64)>,
+    /// Sessions of the run before that have not claimed their locks.
+    unclaimed: HashSet<SessionId>,
+    /// Claims come too late.
+    loses_claims: bool,
     next_session: u64,
     next_ino: u64,
 }
@@ -70,6 +78,19 @@ struct Session {
     answers: HashMap<u64, Result<BatchReply>>,
 }
 
+/// Waits for a lock until it is dropped.
+struct Place<'a> {
+    daemon: &'a Daemon,
+    owner: (SessionId, u64),
+    place: u64,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.daemon.state.lock().unwrap().locks.leave(self.owner, self.place);
+    }
+}
+
 impl Default for State {
     fn default() -> Self {
         let root = Record::Inode(Box::new(tree::new_root(Time::default(), 0, 0)));
@@ -81,6 +102,9 @@ impl Default for State {
             version: 1,
             run: 1,
             sessions: BTreeMap::new(),
+            locks: LockTable::default(),
+            unclaimed: HashSet::new(),
+            loses_claims: false,
             next_session: 1,
             next_ino: 2,
         }
@@ -125,6 +149,47 @@ impl State {
             range => (self.range(range), true),
         };
         Answer { records, complete }
+    }
+
+    fn blocker(&self, id: SessionId, wanted: &HeldLock) -> Option<LockOutcome> {
+        let blocker = self.locks.blocker(wanted.ino, (id, wanted.owner), wanted.lock, None);
+        blocker.map(|((session, _), lock)| LockOutcome::Held { lock, own: session == id })
+    }
+
+    /// What comes of all but waiting, for which this gives the place.
+    fn lock_outcome(&mut self, id: SessionId, request: &LockRequest) -> LockOutcome {
+        if let LockRequest::Claim { locks, .. } = request {
+            self.unclaimed.remove(&id);
+            if self.loses_claims {
+                return LockOutcome::Lost;
+            }
+            for held in locks {
+                self.locks.set(held.ino, (id, held.owner), held.lock).unwrap();
+            }
+            return LockOutcome::Done;
+        }
+        if !self.unclaimed.is_empty() {
+            return LockOutcome::Recovering;
+        }
+        match request {
+            LockRequest::Test(wanted) => self.blocker(id, wanted).unwrap_or(LockOutcome::Done),
+            LockRequest::Set { wanted, .. } => self.blocker(id, wanted).unwrap_or_else(|| {
+                self.locks.set(wanted.ino, (id, wanted.owner), wanted.lock).unwrap();
+                LockOutcome::Done
+            }),
+            LockRequest::Wait { wanted, .. } => {
+                match self.locks.wait(wanted.ino, (id, wanted.owner), wanted.lock, None) {
+                    Ok(place) => LockOutcome::Place(place),
+                    Err(Refusal::Deadlock) => LockOutcome::Deadlock,
+                    Err(Refusal::Full) => LockOutcome::Full,
+                }
+            }
+            LockRequest::Unlock { ino, owner, start, end } => {
+                self.locks.unlock(*ino, (id, *owner), *start, *end).unwrap();
+                LockOutcome::Done
+            }
+            LockRequest::Claim { .. } => unreachable!(),
+        }
     }
 
     /// Reaping says that the author holds an orphan no more; it is done when nobody else does.
@@ -192,7 +257,11 @@ impl Daemon {
 
     /// Forgets all sessions, as a daemon does that has fenced them.
     pub(crate) fn fence_all(&self) {
-        self.state.lock().unwrap().sessions.clear();
+        let mut state = self.state.lock().unwrap();
+        state.sessions.clear();
+        state.locks = LockTable::default();
+        drop(state);
+        self.locks_changed.notify_waiters();
         self.acknowledged.notify_waiters();
     }
 
@@ -201,12 +270,19 @@ impl Daemon {
         let mut state = self.state.lock().unwrap();
         state.run += 1;
         state.version = 1;
+        state.locks = LockTable::default();
+        state.unclaimed = state.sessions.keys().copied().collect();
         for session in state.sessions.values_mut() {
             session.stream = None;
             session.unacked.clear();
             session.number = 0;
             session.acked = 0;
         }
+    }
+
+    /// From now on claims of locks come too late.
+    pub(crate) fn lose_claims(&self) {
+        self.state.lock().unwrap().loses_claims = true;
     }
 
     fn up(&self) -> Result<()> {
@@ -309,6 +385,32 @@ impl Daemon {
         Ok(reply)
     }
 
+    /// All locks: the owner's number and the lock.
+    pub(crate) fn locks(&self) -> Vec<(u64, tandemfs::api::locks::Lock)> {
+        let state = self.state.lock().unwrap();
+        state.locks.locks().map(|(_, (_, owner), lock)| (owner, lock)).collect()
+    }
+
+    /// A wait ends when the lock might be free, or after 10 s.
+    async fn lock_outcome(&self, id: SessionId, request: &LockRequest) -> LockOutcome {
+        let outcome = self.state.lock().unwrap().lock_outcome(id, request);
+        let (LockRequest::Wait { wanted, .. }, LockOutcome::Place(place)) = (request, outcome) else {
+            self.locks_changed.notify_waiters();
+            return outcome;
+        };
+        let _place = Place { daemon: self, owner: (id, wanted.owner), place };
+        let end = tokio::time::Instant::now() + std::time::Duration::from_secs(10);
+        loop {
+            let changed = self.locks_changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let blocked = self.state.lock().unwrap().blocker(id, wanted).is_some();
+            if !blocked || tokio::time::timeout_at(end, changed).await.is_err() {
+                return outcome;
+            }
+        }
+    }
+
     /// Takes away orphans that nobody holds.
     fn reap(&self, orphans: &[Ino]) {
         let mut state = self.state.lock().unwrap();
@@ -366,10 +468,13 @@ impl Remote for Daemon {
         self.up()?;
         let held = {
             let mut state = self.state.lock().unwrap();
+            state.unclaimed.remove(&session);
+            state.locks.release(|(theirs, _)| theirs == session);
             state.sessions.remove(&session).map(|session| session.held).unwrap_or_default()
         };
         self.reap(&held.into_iter().collect::<Vec<_>>());
         self.acknowledged.notify_waiters();
+        self.locks_changed.notify_waiters();
         Ok(())
     }
 
@@ -438,6 +543,20 @@ impl Remote for Daemon {
         let first = Ino(state.next_ino);
         state.next_ino += 5;
         Ok(InodeRange { first, count: 5 })
+    }
+
+    async fn lock(&self, session: SessionId, request: &LockRequest) -> Result<LockReply> {
+        self.up()?;
+        self.session(session, |_| ())?;
+        if let LockRequest::Claim { run, .. } = request
+            && *run != self.state.lock().unwrap().run
+        {
+            return Err(Error::stale("another run"));
+        }
+        let outcome = self.lock_outcome(session, request).await;
+        self.session(session, |_| ())?;
+        let run = self.state.lock().unwrap().run;
+        self.lossy(Ok(LockReply { run, outcome }))
     }
 
     async fn put_block(&self, session: SessionId, block: BlockId, data: Bytes) -> Result<()> {

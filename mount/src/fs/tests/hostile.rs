@@ -17,6 +17,7 @@ use tandemfs::api::fs::{
     Ack, Answer, Batch, BatchReply, Event, InodeRange, OpenSession, Read, ReadReply, ResumeSession,
     SessionGrant,
 };
+use tandemfs::api::locks::{Lock, LockKind, LockOutcome, LockReply, LockRequest};
 use tandemfs::clock::{ManualClock, Time};
 use tandemfs::id::{BlockId, Ino, SessionId};
 use tandemfs::name::Name;
@@ -341,6 +342,24 @@ impl Remote for Hostile {
         }
     }
 
+    async fn lock(&self, session: SessionId, request: &LockRequest) -> Result<LockReply> {
+        let lie = self.lie();
+        self.fail(&lie).await?;
+        let mut reply = self.honest.lock(session, request).await?;
+        match lie {
+            Lie::Version(run) => reply.run = run,
+            Lie::Nothing => reply.outcome = LockOutcome::Recovering,
+            Lie::Unasked(_) => reply.outcome = LockOutcome::Lost,
+            Lie::Number(number) => reply.outcome = LockOutcome::Place(number),
+            Lie::Bytes(_) => {
+                let lock = Lock { start: u64::MAX, end: 0, kind: LockKind::Write, pid: 1 };
+                reply.outcome = LockOutcome::Held { lock, own: true };
+            }
+            _ => (),
+        }
+        Ok(reply)
+    }
+
     async fn put_block(&self, session: SessionId, block: BlockId, data: Bytes) -> Result<()> {
         self.fail(&self.lie()).await?;
         self.honest.put_block(session, block, data).await
@@ -450,9 +469,13 @@ async fn use_it(fs: &Arc<Fs>) -> Result<()> {
             }
         }
         let _any = fs.write(handle, 3, b"more", WriteFlags::default()).await;
+        let lock = Lock { start: 0, end: 9, kind: LockKind::Write, pid: 1 };
+        let _any = fs.test_lock(handle, 1, lock).await;
+        let _any = fs.set_lock(handle, 1, lock, tokio::time::sleep(Duration::from_secs(3))).await;
+        let _any = fs.unlock(handle, 1, 5, 5).await;
         let _any = fs.fsync(handle).await;
         let _any = fs.allocate(ROOT, handle, 0, 1 << 30, 0).await;
-        let _any = fs.flush(handle).await;
+        let _any = fs.close(handle, 1).await;
         fs.release(handle).await;
     }
     let set = Set { size: Some(3), ..Set::default() };

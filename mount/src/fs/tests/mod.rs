@@ -3,6 +3,7 @@
 mod calls;
 pub(crate) mod fake;
 mod hostile;
+mod locks;
 mod model;
 
 use std::sync::Arc;
