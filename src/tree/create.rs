@@ -2,7 +2,7 @@
 
 use super::working_set::both;
 use super::{
-    Credentials, Inode, Key, Kind, NewNode, Outcome, SYMLINK_MAX, WorkingSet, directory, mode, quota,
+    Credentials, Inode, Key, Kind, NewNode, Outcome, SYMLINK_MAX, WorkingSet, directory, mode, quota, xattr,
 };
 use crate::clock::Time;
 use crate::id::Ino;
@@ -48,15 +48,17 @@ pub(super) fn create(set: &mut WorkingSet, new: &New<'_>, by: Credentials, time:
         return Err(Error::invalid(format!("inode number {} is not free", new.ino)).into());
     }
     let (kind, rdev) = kind_of(new.node);
+    let parent = &parent.clone();
     let (gid, mode) = mode::inherit(parent, kind == Kind::Directory, new.mode, by);
     let mode = if kind == Kind::Symlink { SYMLINK_MODE } else { mode };
-    let inode = Inode {
+    let mut inode = Inode {
         name: Some(new.name.clone()),
         rdev,
         size: target.map_or(0, |target| target.len() as u64),
         target: target.map(<[u8]>::to_vec),
         ..blank(new.ino, kind, mode, (by.uid, gid), new.parent, time)
     };
+    xattr::inherit(set, parent, &mut inode)?;
     quota::take_inode(set)?;
     directory::add_entry(set, new.parent, new.name, &inode, time)?;
     set.put_inode(inode);

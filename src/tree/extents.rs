@@ -103,11 +103,21 @@ pub(super) fn overlay(extents: &mut Vec<Extent>, new: Extent) -> Delta {
 
 /// Cuts off what lies at `length` and beyond.
 pub(super) fn truncate(extents: &mut Vec<Extent>, length: u32) -> Delta {
-    let first = first_after(extents, length);
-    let removed: Vec<Extent> = extents.drain(first..).collect();
-    let kept = removed.first().filter(|extent| extent.start < length).map(|extent| cut(extent, 0..length));
-    extents.extend(kept);
-    Delta { added: kept.into_iter().collect(), removed }
+    punch(extents, length..u32::MAX)
+}
+
+/// Makes a hole of a range that is not empty.
+pub(super) fn punch(extents: &mut Vec<Extent>, range: Range<u32>) -> Delta {
+    let first = first_after(extents, range.start);
+    let last = first + extents[first..].partition_point(|extent| extent.start < range.end);
+    let covered = &extents[first..last];
+    let head = covered.first().filter(|extent| extent.start < range.start);
+    let tail = covered.last().filter(|extent| extent.end() > range.end);
+    let kept =
+        [head.map(|extent| cut(extent, 0..range.start)), tail.map(|extent| cut(extent, range.end..u32::MAX))];
+    let added: Vec<Extent> = kept.into_iter().flatten().collect();
+    let removed = extents.splice(first..last, added.iter().copied()).collect();
+    Delta { added, removed }
 }
 
 /// The number of the first extent that does not end at or before a place.
@@ -135,7 +145,7 @@ fn goes_on(extent: &Extent, next: &Extent) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Piece, extents_in, overlay, truncate};
+    use super::{Piece, extents_in, overlay, punch, truncate};
     use crate::id::BlockId;
     use crate::tree::{Chunk, Extent};
     use proptest::collection::vec;
@@ -180,6 +190,17 @@ mod tests {
     }
 
     #[test]
+    fn a_hole_in_the_middle_of_an_extent_makes_two() {
+        let mut extents = vec![extent(0, 30, 1, 100), extent(30, 5, 2, 0)];
+        let delta = punch(&mut extents, 10..20);
+        assert_eq!(extents, [extent(0, 10, 1, 100), extent(20, 10, 1, 120), extent(30, 5, 2, 0)]);
+        assert_eq!((delta.added.len(), delta.removed.len(), delta.bytes()), (2, 1, (20, 30)));
+        assert_eq!(punch(&mut extents, 12..18).bytes(), (0, 0));
+        assert_eq!(punch(&mut extents, 5..40).removed.len(), 3);
+        assert_eq!(extents, [extent(0, 5, 1, 100)]);
+    }
+
+    #[test]
     fn reading_finds_holes_around_and_between() {
         let chunk = Chunk(vec![extent(10, 10, 1, 0), extent(20, 5, 2, 7)]);
         let pieces: Vec<Piece> = extents_in(&chunk, 5, 23).collect();
@@ -220,6 +241,7 @@ mod tests {
                     let offset = if aligned { start } else { offset };
                     (extent(start, length.min(LENGTH - start), block, offset), offset == 19)
                 }), 1..20),
+            hole in (0..LENGTH, 1..LENGTH),
             from in 0..LENGTH, to in 0..=LENGTH,
         ) {
             let mut extents = Vec::new();
@@ -243,6 +265,10 @@ mod tests {
                 counted.sort_by_key(|extent| extent.start);
                 prop_assert_eq!(&counted, &extents);
             }
+            let end = (hole.0 + hole.1).min(LENGTH);
+            punch(&mut extents, hole.0..end);
+            model[hole.0 as usize..end as usize].fill(None);
+            prop_assert_eq!(&bytes_of(&extents, 0, LENGTH), &model);
             if from <= to {
                 prop_assert_eq!(&bytes_of(&extents, from, to)[..], &model[from as usize..to as usize]);
             }

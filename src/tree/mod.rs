@@ -10,6 +10,8 @@
 //! - extents lie in order, without overlap and before the end of their file; `allocated` and [`Usage::bytes`] are their
 //!   sums, and a block has as many references as there are extents that name it.
 
+pub mod acl;
+mod clone;
 mod create;
 mod directory;
 mod extents;
@@ -36,8 +38,8 @@ pub use extents::{Piece, extents_in};
 pub use mutation::{Credentials, Mutation, NewNode, RenameMode, SetAttributes, WrittenExtent, XattrMode};
 pub use path::{path_of, resolve};
 pub use record::{
-    CHUNK_SIZE, Chunk, Entry, Extent, FILE_SIZE_MAX, Inode, Key, Kind, LINK_MAX, Record, SYMLINK_MAX, Usage,
-    Want, XATTR_SIZE_MAX, XATTR_TOTAL_MAX,
+    CHUNK_SIZE, CLONE_MAX, Chunk, Entry, Extent, FILE_SIZE_MAX, Inode, Key, Kind, LINK_MAX, Record,
+    SYMLINK_MAX, Usage, Want, XATTR_SIZE_MAX, XATTR_TOTAL_MAX,
 };
 pub use working_set::{Changes, Outcome, Stop, WorkingSet};
 
@@ -73,11 +75,22 @@ fn run(set: &mut WorkingSet, mutation: &Mutation) -> Outcome<()> {
             setattr::set_attributes(set, *ino, change, *by, *time)
         }
         Mutation::Write { ino, extents, size, clear_privileges, time } => {
-            let (size, clear_privileges, time) = (*size, *clear_privileges, *time);
-            write::write(set, &write::Writing { ino: *ino, extents, size, clear_privileges, time })
+            write::write(set, extents, *size, write::Changing::new(*ino, *clear_privileges, *time))
         }
-        Mutation::SetXattr { ino, name, value, mode, time } => {
-            xattr::set_xattr(set, *ino, name, value, *mode, *time)
+        Mutation::Append { ino, extents, clear_privileges, time } => {
+            write::append(set, extents, write::Changing::new(*ino, *clear_privileges, *time))
+        }
+        Mutation::PunchHole { ino, offset, length, size, clear_privileges, time } => {
+            let (range, changing) =
+                ((*offset, *length), write::Changing::new(*ino, *clear_privileges, *time));
+            write::punch_hole(set, range, *size, changing)
+        }
+        Mutation::CloneRange { ino, offset, from, from_offset, length, clear_privileges, time } => {
+            let changing = write::Changing::new(*ino, *clear_privileges, *time);
+            clone::clone_range(set, (*from, *from_offset), *offset, *length, changing)
+        }
+        Mutation::SetXattr { ino, name, value, mode, by, time } => {
+            xattr::set_xattr(set, *ino, (name, value), *mode, *by, *time)
         }
         Mutation::RemoveXattr { ino, name, time } => xattr::remove_xattr(set, *ino, name, *time),
         Mutation::Reap { ino, chunks } => reap::reap(set, *ino, *chunks),
@@ -94,6 +107,9 @@ fn time_of(mutation: &Mutation) -> Option<Time> {
         | Mutation::Rename { time, .. }
         | Mutation::SetAttributes { time, .. }
         | Mutation::Write { time, .. }
+        | Mutation::Append { time, .. }
+        | Mutation::PunchHole { time, .. }
+        | Mutation::CloneRange { time, .. }
         | Mutation::SetXattr { time, .. }
         | Mutation::RemoveXattr { time, .. } => Some(*time),
         Mutation::Reap { .. } | Mutation::SetDigest { .. } => None,

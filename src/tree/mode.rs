@@ -24,7 +24,7 @@ pub(super) fn check(mode: u32) -> Result<()> {
 
 /// Whether somebody counts as a member of a group. Only the first group is known here; the kernel of a mount
 /// has looked at the others already.
-fn is_member(by: Credentials, gid: u32) -> bool {
+pub(super) fn is_member(by: Credentials, gid: u32) -> bool {
     by.uid == 0 || by.gid == gid
 }
 

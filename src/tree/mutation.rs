@@ -107,7 +107,8 @@ pub enum Mutation {
         ino: Ino,
         /// What to make.
         node: NewNode,
-        /// Permission bits, the umask applied.
+        /// Permission bits, the umask applied unless the directory has a default access control list, which is then
+        /// applied here (umask(2)).
         mode: u32,
         /// The author.
         by: Credentials,
@@ -188,6 +189,50 @@ pub enum Mutation {
         /// When.
         time: Time,
     },
+    /// Data that goes to the end of a regular file, wherever that is by now (O_APPEND), and that has reached the nodes.
+    Append {
+        /// The file.
+        ino: Ino,
+        /// What was written, without gaps: offsets count from the file's end.
+        extents: Vec<WrittenExtent>,
+        /// Set-uid and set-gid are cleared.
+        clear_privileges: bool,
+        /// When.
+        time: Time,
+    },
+    /// fallocate(2): makes a hole of a range of a regular file, and makes the file longer.
+    PunchHole {
+        /// The file.
+        ino: Ino,
+        /// Where the hole begins, in bytes.
+        offset: u64,
+        /// How many bytes; 0 for no hole. What of them lies at or beyond the end of the file counts nothing.
+        length: u64,
+        /// The file is at least so long afterwards.
+        size: u64,
+        /// Set-uid and set-gid are cleared.
+        clear_privileges: bool,
+        /// When.
+        time: Time,
+    },
+    /// copy_file_range(2) without moving data: a range of a regular file names the blocks of another range, holes
+    /// included.
+    CloneRange {
+        /// The file that is written to.
+        ino: Ino,
+        /// Where in it, in bytes.
+        offset: u64,
+        /// The file that the content is taken from; may be the same one.
+        from: Ino,
+        /// Where in that.
+        from_offset: u64,
+        /// How many bytes: 1 to [`CLONE_MAX`](super::CLONE_MAX).
+        length: u64,
+        /// Set-uid and set-gid are cleared.
+        clear_privileges: bool,
+        /// When.
+        time: Time,
+    },
     /// setxattr(2).
     SetXattr {
         /// Of what.
@@ -202,6 +247,8 @@ pub enum Mutation {
         value: Vec<u8>,
         /// What to do about one that is or is not there.
         mode: XattrMode,
+        /// The author.
+        by: Credentials,
         /// When.
         time: Time,
     },

@@ -14,6 +14,8 @@ use crate::name::{Name, TextOrBytes};
 pub const CHUNK_SIZE: u64 = 4 << 20;
 /// The largest file, in bytes (what `off_t` can say).
 pub const FILE_SIZE_MAX: u64 = i64::MAX as u64;
+/// The most that one [`Mutation::CloneRange`](super::Mutation::CloneRange) clones, in bytes.
+pub const CLONE_MAX: u64 = 256 << 20;
 /// The most links to one inode, as in ext4.
 pub const LINK_MAX: u32 = 65_000;
 /// The longest target of a symbolic link, in bytes.

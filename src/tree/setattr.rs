@@ -2,6 +2,7 @@
 
 use super::{
     Credentials, FILE_SIZE_MAX, Inode, Kind, Outcome, SetAttributes, WorkingSet, check_time, mode, write,
+    xattr,
 };
 use crate::clock::Time;
 use crate::id::Ino;
@@ -47,6 +48,9 @@ pub(super) fn set_attributes(
     inode.atime = change.atime.unwrap_or(inode.atime);
     inode.mtime = change.mtime.unwrap_or(inode.mtime);
     inode.ctime = time;
+    if change.mode.is_some() {
+        xattr::follow_mode(set, &inode)?;
+    }
     set.put_inode(inode);
     Ok(())
 }

@@ -1,6 +1,7 @@
-//! Content of regular files: written extents, truncation.
+//! Content of regular files: written extents, holes, truncation.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use super::extents::{self, Delta};
 use super::working_set::both;
@@ -12,13 +13,34 @@ use crate::clock::Time;
 use crate::id::Ino;
 use crate::{Error, Result};
 
-/// What is written to a file, and when.
-pub(super) struct Writing<'a> {
+/// Whose content changes, and what comes with it.
+#[derive(Clone, Copy)]
+pub(super) struct Changing {
     pub(super) ino: Ino,
-    pub(super) extents: &'a [WrittenExtent],
-    pub(super) size: u64,
-    pub(super) clear_privileges: bool,
-    pub(super) time: Time,
+    clear_privileges: bool,
+    time: Time,
+}
+
+impl Changing {
+    pub(super) fn new(ino: Ino, clear_privileges: bool, time: Time) -> Self {
+        Self { ino, clear_privileges, time }
+    }
+
+    /// Puts an inode whose content has changed.
+    pub(super) fn finish(self, set: &mut WorkingSet, mut inode: Inode) {
+        content_changed(&mut inode);
+        self.finish_unchanged(set, inode);
+    }
+
+    /// Puts an inode that was written to although its content is the same.
+    fn finish_unchanged(self, set: &mut WorkingSet, mut inode: Inode) {
+        if self.clear_privileges {
+            inode.mode = mode::without_privileges(&inode, None);
+        }
+        inode.mtime = self.time;
+        inode.ctime = self.time;
+        set.put_inode(inode);
+    }
 }
 
 /// Maps what was written into the file. A file without links can be written to, as one that is held open must be.
@@ -29,12 +51,15 @@ pub(super) struct Writing<'a> {
 /// # Errors
 /// `Invalid` for an extent that cannot be, and for what is no regular file; `IsADirectory`; `TooLarge` beyond 2^63-1
 /// bytes (write(2): EFBIG); `NotFound`; `QuotaExceeded` if more is allocated than before and than allowed.
-pub(super) fn write(set: &mut WorkingSet, writing: &Writing<'_>) -> Outcome<()> {
-    let (pieces, end) = split(writing.extents)?;
-    if writing.size > FILE_SIZE_MAX {
-        return Err(Error::too_large(format!("{} bytes", writing.size)).into());
-    }
-    let (mut inode, _) = both(set.inode(writing.ino).and_then(require_file), set.usage())?;
+pub(super) fn write(
+    set: &mut WorkingSet,
+    extents: &[WrittenExtent],
+    size: u64,
+    changing: Changing,
+) -> Outcome<()> {
+    let (pieces, end) = split(extents)?;
+    check_size(size)?;
+    let (mut inode, _) = both(set.inode(changing.ino).and_then(require_file), set.usage())?;
     let chunks = load_chunks(set, &inode, pieces.keys().copied())?;
     let mut sum = Sum::default();
     for ((number, pieces), mut chunk) in pieces.into_iter().zip(chunks) {
@@ -45,15 +70,81 @@ pub(super) fn write(set: &mut WorkingSet, writing: &Writing<'_>) -> Outcome<()> 
         set.put_chunk(inode.ino, number, chunk);
     }
     sum.settle(set, &mut inode)?;
-    inode.size = inode.size.max(writing.size).max(end);
-    if writing.clear_privileges {
-        inode.mode = mode::without_privileges(&inode, None);
-    }
-    content_changed(&mut inode);
-    inode.mtime = writing.time;
-    inode.ctime = writing.time;
-    set.put_inode(inode);
+    inode.size = inode.size.max(size).max(end);
+    changing.finish(set, inode);
     Ok(())
+}
+
+/// Maps what was written behind the end of the file, wherever that is (open(2), O_APPEND): the one who asks need not
+/// know what others have appended meanwhile.
+///
+/// # Errors
+/// As [`write`].
+pub(super) fn append(set: &mut WorkingSet, extents: &[WrittenExtent], changing: Changing) -> Outcome<()> {
+    let end = set.inode(changing.ino).and_then(require_file)?.size;
+    let placed: Option<Vec<WrittenExtent>> = extents
+        .iter()
+        .map(|extent| Some(WrittenExtent { offset: extent.offset.checked_add(end)?, ..*extent }))
+        .collect();
+    let placed = placed.ok_or_else(|| Error::too_large(format!("an append at {end} bytes")))?;
+    write(set, &placed, 0, changing)
+}
+
+/// Makes a hole of a range as far as it lies in the file, and makes the file at least `size` long: what the modes of
+/// fallocate(2) come to where space is promised by a quota alone.
+///
+/// # Errors
+/// `TooLarge`; `Invalid` for what is no regular file; `IsADirectory`; `NotFound`.
+pub(super) fn punch_hole(
+    set: &mut WorkingSet,
+    (offset, length): (u64, u64),
+    size: u64,
+    changing: Changing,
+) -> Outcome<()> {
+    check_size(size)?;
+    let end = offset.checked_add(length).filter(|end| *end <= FILE_SIZE_MAX);
+    let end = end.ok_or_else(|| Error::too_large(format!("{length} bytes at {offset}")))?;
+    let (mut inode, _) = both(set.inode(changing.ino).and_then(require_file), set.usage())?;
+    let end = end.min(inode.size);
+    let mut changed = size > inode.size;
+    if offset < end && inode.allocated > 0 {
+        let numbers = offset / CHUNK_SIZE..end.div_ceil(CHUNK_SIZE);
+        let keys = set.range(&Want::Chunks { ino: inode.ino, from: numbers.start, to: numbers.end })?;
+        let mut sum = Sum::default();
+        for key in keys {
+            let Key::Chunk(ino, number) = key else { continue };
+            let mut chunk = set.chunk(ino, number)?;
+            let delta = extents::punch(&mut chunk.0, part_of(number, offset..end)?);
+            if !delta.removed.is_empty() {
+                changed = true;
+                sum.count(set, &delta);
+                set.put_chunk(ino, number, chunk);
+            }
+        }
+        sum.settle(set, &mut inode)?;
+    }
+    inode.size = inode.size.max(size);
+    if changed {
+        changing.finish(set, inode)
+    } else {
+        changing.finish_unchanged(set, inode)
+    }
+    Ok(())
+}
+
+/// Refuses a size that no file can have.
+fn check_size(size: u64) -> Result<()> {
+    if size > FILE_SIZE_MAX {
+        return Err(Error::too_large(format!("{size} bytes")));
+    }
+    Ok(())
+}
+
+/// The part of a chunk that a range of its file, which must reach into it, covers.
+pub(super) fn part_of(number: u64, range: Range<u64>) -> Result<Range<u32>> {
+    let base = number.saturating_mul(CHUNK_SIZE);
+    let start = narrow(range.start.saturating_sub(base))?;
+    Ok(start..narrow(range.end.saturating_sub(base).min(CHUNK_SIZE))?)
 }
 
 /// Refuses what is not a regular file.
@@ -75,7 +166,7 @@ fn content_changed(inode: &mut Inode) {
 }
 
 /// Cuts extents at the borders of chunks, in the order in which they lie over each other; and where the last one ends.
-fn split(written: &[WrittenExtent]) -> Result<(BTreeMap<u64, Vec<Extent>>, u64)> {
+pub(super) fn split(written: &[WrittenExtent]) -> Result<(BTreeMap<u64, Vec<Extent>>, u64)> {
     if written.is_empty() {
         return Err(Error::invalid("a write of nothing"));
     }
@@ -123,7 +214,11 @@ fn may_have_chunk(inode: &Inode, number: u64) -> bool {
 }
 
 /// Several chunks of a file; all that are missing are asked for at once.
-fn load_chunks(set: &WorkingSet, inode: &Inode, numbers: impl Iterator<Item = u64>) -> Outcome<Vec<Chunk>> {
+pub(super) fn load_chunks(
+    set: &WorkingSet,
+    inode: &Inode,
+    numbers: impl Iterator<Item = u64>,
+) -> Outcome<Vec<Chunk>> {
     let mut chunks = Vec::new();
     let mut missing = Vec::new();
     for number in numbers {
@@ -142,13 +237,13 @@ fn load_chunks(set: &WorkingSet, inode: &Inode, numbers: impl Iterator<Item = u6
 
 /// Adds up what happens to a file's extents.
 #[derive(Default)]
-struct Sum {
+pub(super) struct Sum {
     added: u64,
     removed: u64,
 }
 
 impl Sum {
-    fn count(&mut self, set: &mut WorkingSet, delta: &Delta) {
+    pub(super) fn count(&mut self, set: &mut WorkingSet, delta: &Delta) {
         for extent in &delta.added {
             set.refer(extent.block, 1);
         }
@@ -160,7 +255,7 @@ impl Sum {
         self.removed += removed;
     }
 
-    fn settle(self, set: &mut WorkingSet, inode: &mut Inode) -> Outcome<()> {
+    pub(super) fn settle(self, set: &mut WorkingSet, inode: &mut Inode) -> Outcome<()> {
         inode.allocated = (inode.allocated + self.added)
             .checked_sub(self.removed)
             .ok_or_else(|| Error::corrupt(format!("inode {} has more extents than counted", inode.ino)))?;

@@ -264,7 +264,12 @@ impl Volume {
                         wanted.insert(Key::Chunk(*ino, extent.offset / tree::CHUNK_SIZE));
                     }
                 }
+                Mutation::CloneRange { ino, from, .. } => {
+                    wanted.extend([Key::Inode(*ino), Key::Inode(*from)]);
+                }
                 Mutation::SetAttributes { ino, .. }
+                | Mutation::Append { ino, .. }
+                | Mutation::PunchHole { ino, .. }
                 | Mutation::SetXattr { ino, .. }
                 | Mutation::RemoveXattr { ino, .. }
                 | Mutation::SetDigest { ino, .. } => drop(wanted.insert(Key::Inode(*ino))),
@@ -298,7 +303,11 @@ fn told(mutations: &[Mutation], records: &BTreeMap<Key, Option<Record>>) -> Vec<
     let written: BTreeSet<Ino> = mutations
         .iter()
         .filter_map(|mutation| match mutation {
-            Mutation::Write { ino, .. } | Mutation::SetAttributes { ino, .. } => Some(*ino),
+            Mutation::Write { ino, .. }
+            | Mutation::Append { ino, .. }
+            | Mutation::PunchHole { ino, .. }
+            | Mutation::CloneRange { ino, .. }
+            | Mutation::SetAttributes { ino, .. } => Some(*ino),
             _ => None,
         })
         .collect();

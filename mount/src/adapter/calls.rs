@@ -21,7 +21,8 @@ use super::convert::{
     bare, credentials, errno, file_type, lock_kind, lock_type, new_node, rename_mode, set_time,
 };
 use super::{Adapter, NOW, signals};
-use crate::fs::files::WriteFlags as How;
+use crate::fs::data::How;
+use crate::fs::names::Mode;
 use crate::fs::space::UNIT;
 use crate::fs::{Set, Stat};
 
@@ -40,6 +41,9 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+            // The kernel heeds access control lists, and leaves the umask to us: a default list takes its place.
+            InitFlags::FUSE_POSIX_ACL,
+            InitFlags::FUSE_DONT_MASK,
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_EXPLICIT_INVAL_DATA,
             InitFlags::FUSE_DO_READDIRPLUS,
@@ -115,13 +119,13 @@ impl Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         rdev: u32,
         reply: ReplyEntry,
     ) {
         let Some(node) = new_node(mode, rdev) else { return reply.error(Errno::EINVAL) };
         let ((fs, parent, name), by) = (self.at(parent, name), credentials(request));
-        self.entry(reply, async move { fs.make(by, parent, &name, node, mode).await });
+        self.entry(reply, async move { fs.make(by, parent, &name, node, Mode { mode, umask }).await });
     }
 
     fn mkdir(
@@ -130,17 +134,19 @@ impl Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         reply: ReplyEntry,
     ) {
         let ((fs, parent, name), by) = (self.at(parent, name), credentials(request));
-        self.entry(reply, async move { fs.make(by, parent, &name, NewNode::Directory, mode).await });
+        self.entry(reply, async move {
+            fs.make(by, parent, &name, NewNode::Directory, Mode { mode, umask }).await
+        });
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let ((fs, parent, name), by) = (self.at(parent, name), credentials(request));
         let node = NewNode::Symlink(target.as_os_str().as_bytes().to_vec());
-        self.entry(reply, async move { fs.make(by, parent, &name, node, 0o777).await });
+        self.entry(reply, async move { fs.make(by, parent, &name, node, Mode::from(0o777)).await });
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -186,14 +192,14 @@ impl Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         flags: i32,
         reply: ReplyCreate,
     ) {
         let ((fs, parent, name), by) = (self.at(parent, name), credentials(request));
         let (names, numbers) = (self.names(), self.numbers);
         self.run(async move {
-            match fs.create(by, parent, &name, mode, flags).await {
+            match fs.create(by, parent, &name, Mode { mode, umask }, flags).await {
                 Ok((stat, handle)) => {
                     let stat = fs.tell(stat);
                     let names = if stat.keep { names } else { NOW };
@@ -236,6 +242,7 @@ impl Filesystem for Adapter {
         let how = How {
             from_cache: write_flags.contains(WriteFlags::FUSE_WRITE_CACHE),
             clear_privileges: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
+            append: false,
         };
         self.run(async move {
             match fs.write(handle.0, offset, &data, how).await {
@@ -375,7 +382,7 @@ impl Filesystem for Adapter {
 
     fn setxattr(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -390,7 +397,8 @@ impl Filesystem for Adapter {
             _ => return reply.error(Errno::EINVAL),
         };
         let ((fs, ino, name), value) = (self.at(ino, name), value.to_vec());
-        self.empty(reply, async move { fs.set_xattr(ino, &name, &value, mode).await });
+        let by = credentials(request);
+        self.empty(reply, async move { fs.set_xattr(by, ino, &name, &value, mode).await });
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -398,9 +406,9 @@ impl Filesystem for Adapter {
         self.xattr(reply, size, async move { fs.get_xattr(ino, &name).await });
     }
 
-    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let (fs, ino) = self.on(ino);
-        self.xattr(reply, size, async move { fs.list_xattrs(ino).await });
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let ((fs, ino), by) = (self.on(ino), credentials(request));
+        self.xattr(reply, size, async move { fs.list_xattrs(by, ino).await });
     }
 
     fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -506,19 +514,24 @@ impl Filesystem for Adapter {
 
     fn copy_file_range(
         &self,
-        _: &Request,
+        request: &Request,
         _: INodeNo,
-        _: FileHandle,
-        _: u64,
+        from: FileHandle,
+        from_offset: u64,
         _: INodeNo,
-        _: FileHandle,
-        _: u64,
-        _: u64,
+        into: FileHandle,
+        offset: u64,
+        length: u64,
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        // The kernel copies by reading and writing. ENOSYS would keep it from asking for as long as the mount lives.
-        reply.error(Errno::EOPNOTSUPP);
+        let (fs, by) = (self.fs(), credentials(request));
+        self.run(async move {
+            match fs.copy_range(by, (from.0, from_offset), (into.0, offset), length).await {
+                Ok(copied) => reply.written(copied),
+                Err(error) => reply.error(errno(&error)),
+            }
+        });
     }
 
     fn ioctl(

@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::buffer::{Buffer, Part, Piece, Source};
 use super::session::Session;
+use super::written;
 
 /// Blocks that are uploaded at the same time.
 const UPLOADS_MAX: usize = 8;
@@ -33,6 +34,17 @@ pub struct Data {
     files: Mutex<HashMap<Ino, Arc<FileData>>>,
     memory: Arc<Semaphore>,
     uploads: Semaphore,
+}
+
+/// How data is written.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct How {
+    /// The kernel writes back pages of a mapping.
+    pub from_cache: bool,
+    /// Set-uid and set-gid are to be cleared.
+    pub clear_privileges: bool,
+    /// It goes to the end of the file, also if somebody else has written there when it gets there.
+    pub append: bool,
 }
 
 /// The dirty data of one file.
@@ -56,6 +68,8 @@ struct State {
     clear_privileges: bool,
     /// Some of it was written under locks of this session, so it is committed in it or not at all.
     only: Option<SessionId>,
+    /// All that is dirty is one run of appended bytes: where it lies now is where the file ended when it began.
+    appended: bool,
     failures: u64,
     failure: Option<Error>,
 }
@@ -79,6 +93,10 @@ struct Staged {
 }
 
 impl Staged {
+    fn start(&self) -> u64 {
+        self.chunk * CHUNK_SIZE + self.parts.first().map_or(0, |part| u64::from(part.start))
+    }
+
     fn end(&self) -> u64 {
         self.chunk * CHUNK_SIZE + self.parts.last().map_or(0, |part| u64::from(part.start + part.length))
     }
@@ -96,8 +114,17 @@ impl State {
         self.staged.iter().map(Staged::end).fold(buffered, u64::max)
     }
 
+    /// Where the first byte that is not part of the file yet lies.
+    fn start(&self) -> u64 {
+        let buffers = self.buffers.first_key_value();
+        let buffered =
+            buffers.map_or(u64::MAX, |(chunk, dirty)| chunk * CHUNK_SIZE + u64::from(dirty.buffer.start()));
+        self.staged.iter().map(Staged::start).fold(buffered, u64::min)
+    }
+
     fn settle(&mut self) {
         if !self.is_dirty() {
+            self.appended = false;
             self.since = None;
             self.time = None;
             self.clear_privileges = false;
@@ -157,6 +184,13 @@ impl FileData {
             (inode.mtime, inode.ctime) = (time, time);
         }
         true
+    }
+
+    /// Whether all that is dirty was appended, and where it begins. When the file is longer than that, somebody else has
+    /// appended to it, and what is dirty goes behind that.
+    pub fn appended_at(&self) -> Option<u64> {
+        let state = self.lock();
+        (state.appended && state.is_dirty()).then(|| state.start())
     }
 
     /// Where the dirty data ends; 0 without any.
@@ -251,9 +285,11 @@ impl Data {
         file: &Arc<FileData>,
         offset: u64,
         mut data: &[u8],
-        clear_privileges: bool,
-        wait: bool,
+        how: How,
     ) -> Result<()> {
+        // An append that is cut in two must not be sent by halves: somebody else's could get between them.
+        let is_cut = offset % CHUNK_SIZE + data.len() as u64 > CHUNK_SIZE;
+        let _order = if how.append && is_cut { Some(file.commit.lock().await) } else { None };
         let end = offset.checked_add(data.len() as u64).filter(|end| *end <= FILE_SIZE_MAX);
         end.ok_or_else(|| Error::too_large("the file would be longer than a file can be"))?;
         let locked_by = self.session.locks.session_of(file.ino);
@@ -261,12 +297,13 @@ impl Data {
         while !data.is_empty() {
             let (chunk, start) = (at / CHUNK_SIZE, (at % CHUNK_SIZE) as u32);
             let (now, later) = data.split_at(data.len().min(CHUNK_SIZE as usize - start as usize));
-            let permit = self.room(now.len() as u32, wait).await;
+            let permit = self.room(now.len() as u32, !how.from_cache).await;
             let full = {
                 let mut state = file.lock();
+                state.appended = how.append && (state.appended || !state.is_dirty());
                 state.time = Some(self.clock.now());
                 state.since.get_or_insert_with(Instant::now);
-                state.clear_privileges |= clear_privileges;
+                state.clear_privileges |= how.clear_privileges;
                 state.only = state.only.or(locked_by);
                 let dirty = state.buffers.entry(chunk).or_default();
                 let before = dirty.buffer.bytes();
@@ -375,7 +412,7 @@ impl Data {
     }
 
     /// Makes what was written part of the file, then applies another mutation, in the same batch where that is
-    /// possible. Without `all`, only what has been uploaded already.
+    /// possible. Without `all`, only what has been uploaded already, unless it was appended: that stays in one piece.
     ///
     /// # Errors
     /// Those of the commit. Failures are remembered for the file's handles as well.
@@ -386,20 +423,20 @@ impl Data {
         then: Option<Mutation>,
     ) -> Result<Option<BatchReply>> {
         let _order = file.commit.lock().await;
+        let all = all || file.lock().appended;
         if all {
             self.seal(file, None);
             self.uploads_done(file).await;
         }
         let mut then = then;
         let only = file.lock().only.or(self.session.locks.session_of(file.ino));
-        loop {
-            let (count, write, last) = next_write(file);
-            let Some(write) = write else { break };
+        while let Some(Next { count, write, end, last }) = next_write(file) {
             let mut mutations = vec![write.clone()];
             if last && let Some(then) = &then {
                 mutations.push(then.clone());
             }
             let both = mutations.len() > 1;
+            let appends = matches!(write, Mutation::Append { .. });
             let mut result = self.session.commit_in(only, mutations, None).await;
             let mut alone = false;
             if both && result.as_ref().is_err_and(|error| !error.kind().is_retryable()) {
@@ -413,6 +450,10 @@ impl Data {
                 Ok(reply) => {
                     state.settle();
                     drop(state);
+                    if appends && written(&reply, file.ino).is_some_and(|inode| inode.size != end) {
+                        // It landed behind what others have appended, not where the kernel has its pages.
+                        self.session.drop_pages(file.ino);
+                    }
                     if both && !alone {
                         return Ok(Some(reply));
                     }
@@ -499,11 +540,22 @@ impl Data {
     }
 }
 
-/// The next `Write` of what is uploaded: how many staged blocks it takes, and whether it takes the last one.
-fn next_write(file: &FileData) -> (usize, Option<Mutation>, bool) {
+/// What of the uploaded data is to become part of the file next.
+struct Next {
+    /// So many staged blocks.
+    count: usize,
+    /// The mutation that does it.
+    write: Mutation,
+    /// Where it ends in the file.
+    end: u64,
+    /// Nothing is staged behind it.
+    last: bool,
+}
+
+fn next_write(file: &FileData) -> Option<Next> {
     let state = file.lock();
-    let mut extents = Vec::new();
-    let (mut count, mut size) = (0, 0);
+    let mut extents: Vec<WrittenExtent> = Vec::new();
+    let (mut count, mut end) = (0, 0);
     for staged in &state.staged {
         let Some(block) = staged.block else { break };
         if !extents.is_empty() && extents.len() + staged.parts.len() > EXTENTS_MAX {
@@ -516,18 +568,18 @@ fn next_write(file: &FileData) -> (usize, Option<Mutation>, bool) {
             block,
             block_offset: part.block_offset,
         }));
-        size = staged.end().max(size);
+        end = staged.end().max(end);
         count += 1;
     }
-    if count == 0 {
-        return (0, None, true);
-    }
-    let write = Mutation::Write {
-        ino: file.ino,
-        extents,
-        size,
-        clear_privileges: state.clear_privileges,
-        time: state.time.unwrap_or_default(),
+    let start = extents.first()?.offset;
+    let (ino, clear_privileges, time) = (file.ino, state.clear_privileges, state.time.unwrap_or_default());
+    let write = if state.appended {
+        for extent in &mut extents {
+            extent.offset -= start;
+        }
+        Mutation::Append { ino, extents, clear_privileges, time }
+    } else {
+        Mutation::Write { ino, extents, size: end, clear_privileges, time }
     };
-    (count, Some(write), count == state.staged.len())
+    Some(Next { count, write, end, last: count == state.staged.len() })
 }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use tandemfs::id::Ino;
-use tandemfs::tree::{CHUNK_SIZE, Credentials, FILE_SIZE_MAX, Mutation};
-use tandemfs::{Error, Result};
+use tandemfs::tree::{CHUNK_SIZE, CLONE_MAX, Credentials, FILE_SIZE_MAX, Mutation};
+use tandemfs::{Error, ErrorKind, Result};
 
+use super::data::How;
 use super::directory::OpenDirectory;
 use super::handles::OpenFile;
 use super::read::chunks;
@@ -19,15 +20,6 @@ const REAP_CHUNKS: u32 = 1024;
 const REAPS_MAX: usize = if cfg!(test) { 32 } else { 4096 };
 /// Chunks that are looked at for the end of a piece of data: 256 GiB.
 const SEEK_CHUNKS_MAX: usize = if cfg!(test) { 64 } else { 1 << 16 };
-
-/// A write as the kernel sends it.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct WriteFlags {
-    /// Pages that were written through a mapping.
-    pub from_cache: bool,
-    /// Set-uid and set-gid are to be cleared.
-    pub clear_privileges: bool,
-}
 
 /// What a write did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +81,7 @@ impl Fs {
         let file = self.files.get(handle)?;
         self.session.ready().await?;
         self.check_lost(&file)?;
+        self.settled(file.ino).await?;
         // The dirty pieces first: what becomes part of the file after this is then in what is read after this.
         let wanted = offset.saturating_add(u64::from(size));
         let dirty = file.data.pieces(offset, wanted);
@@ -105,19 +98,27 @@ impl Fs {
     ///
     /// # Errors
     /// A failure of an earlier write, `TooLarge`, those of the daemon with O_SYNC.
-    pub async fn write(&self, handle: u64, offset: u64, data: &[u8], how: WriteFlags) -> Result<Written> {
+    pub async fn write(&self, handle: u64, offset: u64, data: &[u8], how: How) -> Result<Written> {
         let file = self.usable(handle)?;
         self.writable()?;
         if !how.from_cache {
             self.session.allowed()?;
             file.report()?;
         }
-        let mut at = offset;
-        if file.flags & libc::O_APPEND != 0 && !how.from_cache {
-            self.session.ready().await?;
-            at = self.inode(file.ino).await?.size.max(file.data.end());
+        let append = file.flags & libc::O_APPEND != 0 && !how.from_cache;
+        if !how.from_cache && file.data.is_dirty() && file.data.appended_at().is_some() != append {
+            // What is dirty is either appended as a whole or not at all.
+            self.data.commit(&file.data, true, None).await?;
         }
-        self.data.write(&file.data, at, data, how.clear_privileges, !how.from_cache).await?;
+        let mut at = offset;
+        if append {
+            self.session.ready().await?;
+            self.settled(file.ino).await?;
+            // In this order: what becomes part of the file after the first is seen in the second.
+            let end = file.data.end();
+            at = self.inode(file.ino).await?.size.max(end);
+        }
+        self.data.write(&file.data, at, data, How { append, ..how }).await?;
         if self.options.sync || file.flags & libc::O_DSYNC != 0 {
             self.commit(&file).await?;
         }
@@ -222,10 +223,11 @@ impl Fs {
         }
     }
 
-    /// fallocate. Space is only promised by a quota, so allocating means that the file is at least so long.
+    /// fallocate. Space is only promised by a quota, so allocating means that the file is at least so long, and zeros are
+    /// a hole.
     ///
     /// # Errors
-    /// `Unsupported` for all modes but the plain one and FALLOC_FL_KEEP_SIZE.
+    /// `Unsupported` for modes that move data or unshare it, `TooLarge`, those of the daemon.
     pub async fn allocate(
         &self,
         by: Credentials,
@@ -236,16 +238,62 @@ impl Fs {
     ) -> Result<()> {
         let file = self.usable(handle)?;
         self.writable()?;
-        if mode & !libc::FALLOC_FL_KEEP_SIZE != 0 {
-            return Err(Error::unsupported("this mode of fallocate"));
-        }
+        let hole = match mode & !libc::FALLOC_FL_KEEP_SIZE {
+            0 => 0,
+            libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE => length,
+            _ => return Err(Error::unsupported("this mode of fallocate")),
+        };
         let end = offset.checked_add(length).filter(|end| *end <= FILE_SIZE_MAX);
         let end = end.ok_or_else(|| Error::too_large("the file would be longer than a file can be"))?;
-        let size = self.inode(file.ino).await?.size.max(file.data.end());
-        if mode & libc::FALLOC_FL_KEEP_SIZE == 0 && end > size {
-            self.setattr(by, file.ino, Set { size: Some(end), ..Set::default() }).await?;
+        let punch = Mutation::PunchHole {
+            ino: file.ino,
+            offset,
+            length: hole,
+            size: if mode & libc::FALLOC_FL_KEEP_SIZE == 0 { end } else { 0 },
+            clear_privileges: by.uid != 0,
+            time: self.clock.now(),
+        };
+        self.data.commit(&file.data, true, Some(punch)).await.map(drop)
+    }
+
+    /// copy_file_range: the target names the source's blocks, no data is moved. Answers how many bytes; there may be more.
+    ///
+    /// # Errors
+    /// `Unsupported` when the source is being cut: the kernel then copies by reading and writing. Those of the rules and
+    /// of the daemon.
+    pub async fn copy_range(
+        &self,
+        by: Credentials,
+        (from, from_offset): (u64, u64),
+        (into, offset): (u64, u64),
+        length: u64,
+    ) -> Result<u32> {
+        let (source, target) = (self.usable(from)?, self.usable(into)?);
+        self.writable()?;
+        if source.data.is_dirty() {
+            self.data.commit(&source.data, true, None).await?;
         }
-        Ok(())
+        let left = self.inode(source.ino).await?.size.saturating_sub(from_offset);
+        let length = length.min(CLONE_MAX).min(left);
+        if length == 0 {
+            return Ok(0);
+        }
+        let clone = Mutation::CloneRange {
+            ino: target.ino,
+            offset,
+            from: source.ino,
+            from_offset,
+            length,
+            clear_privileges: by.uid != 0,
+            time: self.clock.now(),
+        };
+        match self.data.commit(&target.data, true, Some(clone)).await {
+            Ok(_) => Ok(length as u32),
+            Err(error) if error.kind() == ErrorKind::OutOfRange => {
+                Err(Error::unsupported("the source is being cut").because(error))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// lseek with SEEK_DATA or SEEK_HOLE; the end of a file is a hole.

@@ -215,9 +215,7 @@ impl Fs {
 
     /// Has the kernel drop a file's pages, in a thread that may wait for it.
     pub fn drop_pages(&self, ino: Ino) {
-        if let Some(kernel) = self.session.kernel.get().cloned() {
-            tokio::task::spawn_blocking(move || kernel.drop_pages(ino, 0, 0));
-        }
+        self.session.drop_pages(ino);
     }
 
     /// The kernel has forgotten an inode so many of the times that it was told of it.
@@ -241,7 +239,7 @@ impl Fs {
     /// `NotFound`, those of the daemon.
     pub async fn getattr(&self, ino: Ino) -> Result<Stat> {
         self.session.ready().await?;
-        Ok(self.stat(self.inode(ino).await?))
+        Ok(self.stat(self.settled(ino).await?))
     }
 
     /// readlink.
@@ -320,6 +318,18 @@ impl Fs {
             }
         }
         Err(gone())
+    }
+
+    /// An inode once what was appended to it here lies behind what others have appended meanwhile.
+    async fn settled(&self, ino: Ino) -> Result<Inode> {
+        let inode = self.inode(ino).await?;
+        match self.data.get(ino) {
+            Some(file) if file.appended_at().is_some_and(|start| start < inode.size) => {
+                self.data.commit(&file, true, None).await?;
+                self.inode(ino).await
+            }
+            _ => Ok(inode),
+        }
     }
 
     /// An inode as a program sees it.

@@ -2,10 +2,26 @@
 
 use tandemfs::id::Ino;
 use tandemfs::name::Name;
+use tandemfs::tree::acl::DEFAULT;
 use tandemfs::tree::{Credentials, Entry, Inode, Key, Mutation, NewNode, Record, RenameMode, Want};
 use tandemfs::{Error, ErrorKind, Result};
 
 use super::{Fs, Stat, written};
+
+/// The permission bits of something new, and what the caller's umask takes away from them.
+#[derive(Clone, Copy, Debug)]
+pub struct Mode {
+    /// As asked for; what lies beyond the bits is not looked at.
+    pub mode: u32,
+    /// umask(2).
+    pub umask: u32,
+}
+
+impl From<u32> for Mode {
+    fn from(mode: u32) -> Self {
+        Self { mode, umask: 0 }
+    }
+}
 
 impl Fs {
     /// lookup.
@@ -59,10 +75,11 @@ impl Fs {
         parent: Ino,
         name: &[u8],
         node: NewNode,
-        mode: u32,
+        mode: Mode,
     ) -> Result<Stat> {
         self.writable()?;
         let (name, by) = (Name::new(name)?, self.options.ids.acting(by));
+        let umask = if self.has_default_acl(parent).await? { 0 } else { mode.umask };
         let mut tries = 3;
         loop {
             let ino = self.session.new_ino().await?;
@@ -71,7 +88,7 @@ impl Fs {
                 name: name.clone(),
                 ino,
                 node: node.clone(),
-                mode: mode & 0o7777,
+                mode: mode.mode & 0o7777 & !umask,
                 by,
                 time: self.clock.now(),
             };
@@ -88,6 +105,15 @@ impl Fs {
         }
     }
 
+    /// Whether what is made in a directory gets its access from there rather than by the umask.
+    async fn has_default_acl(&self, directory: Ino) -> Result<bool> {
+        match self.get_xattr(directory, DEFAULT).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::NoAttribute => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// create: makes a file and opens it. A file that another mount has made since the kernel looked is `Stale` without
     /// O_EXCL: the kernel then looks again, finds it, and opens it with the checks that belong to that.
     ///
@@ -98,7 +124,7 @@ impl Fs {
         by: Credentials,
         parent: Ino,
         name: &[u8],
-        mode: u32,
+        mode: Mode,
         flags: i32,
     ) -> Result<(Stat, u64)> {
         match self.make(by, parent, name, NewNode::File, mode).await {

@@ -212,6 +212,13 @@ impl Session {
         }
     }
 
+    /// Has the kernel drop a file's pages, in a thread that may wait for it.
+    pub fn drop_pages(&self, ino: Ino) {
+        if let Some(kernel) = self.kernel.get().cloned() {
+            tokio::task::spawn_blocking(move || kernel.drop_pages(ino, 0, 0));
+        }
+    }
+
     /// The daemon has answered a request that was sent at a time.
     fn heard(&self, sent: Instant) {
         let mut state = self.state();
@@ -413,7 +420,10 @@ impl Session {
         let again = mutations.iter().all(|mutation| {
             matches!(
                 mutation,
-                Mutation::Write { .. } | Mutation::SetAttributes { .. } | Mutation::Reap { .. }
+                Mutation::Write { .. }
+                    | Mutation::PunchHole { .. }
+                    | Mutation::SetAttributes { .. }
+                    | Mutation::Reap { .. }
             )
         });
         let creates = mutations.iter().any(|mutation| matches!(mutation, Mutation::Create { .. }));

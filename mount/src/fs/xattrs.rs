@@ -1,14 +1,15 @@
 //! Extended attributes.
 
 use tandemfs::id::Ino;
-use tandemfs::tree::{Key, Mutation, Record, Want, XattrMode};
+use tandemfs::tree::acl::{ACCESS, DEFAULT};
+use tandemfs::tree::{Credentials, Key, Mutation, Record, Want, XattrMode};
 use tandemfs::{Error, Result};
 
 use super::Fs;
 
-/// Checks a name: access control lists and what else the kernel calls `system.` are not kept.
+/// Checks a name: of what the kernel calls `system.`, access control lists are kept.
 fn check(name: &[u8]) -> Result<()> {
-    if name.starts_with(b"system.") {
+    if name.starts_with(b"system.") && name != ACCESS && name != DEFAULT {
         return Err(Error::unsupported(String::from_utf8_lossy(name)));
     }
     Ok(())
@@ -42,11 +43,11 @@ impl Fs {
         self.options.ids.shown_attribute(name, values.next().ok_or_else(missing)?)
     }
 
-    /// listxattr: the names, each with a NUL after it.
+    /// listxattr: the names, each with a NUL after it. Only root is shown what is `trusted.` (xattr(7)).
     ///
     /// # Errors
     /// Those of the daemon.
-    pub async fn list_xattrs(&self, ino: Ino) -> Result<Vec<u8>> {
+    pub async fn list_xattrs(&self, by: Credentials, ino: Ino) -> Result<Vec<u8>> {
         self.session.ready().await?;
         if self.inode(ino).await?.xattr_bytes == 0 {
             return Ok(Vec::new());
@@ -54,7 +55,9 @@ impl Fs {
         let reply = self.session.read(vec![Want::Xattrs(ino)]).await?;
         let mut names = Vec::new();
         for (key, record) in reply.answers.into_iter().flat_map(|answer| answer.records) {
-            if let (Key::Xattr(_, name), Some(_)) = (key, record) {
+            if let (Key::Xattr(_, name), Some(_)) = (key, record)
+                && (by.uid == 0 || !name.starts_with(b"trusted."))
+            {
                 names.extend(name);
                 names.push(0);
             }
@@ -66,11 +69,19 @@ impl Fs {
     ///
     /// # Errors
     /// Those of the rules and of the daemon.
-    pub async fn set_xattr(&self, ino: Ino, name: &[u8], value: &[u8], mode: XattrMode) -> Result<()> {
+    pub async fn set_xattr(
+        &self,
+        by: Credentials,
+        ino: Ino,
+        name: &[u8],
+        value: &[u8],
+        mode: XattrMode,
+    ) -> Result<()> {
         check(name)?;
         self.writable()?;
         let (name, value) = (name.to_vec(), self.options.ids.attribute(name, value)?);
-        let set = Mutation::SetXattr { ino, name, value, mode, time: self.clock.now() };
+        let by = self.options.ids.acting(by);
+        let set = Mutation::SetXattr { ino, name, value, mode, by, time: self.clock.now() };
         self.session.commit(vec![set], None).await.map(drop)
     }
 

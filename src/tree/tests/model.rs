@@ -206,7 +206,25 @@ impl Model {
                 check_time(time)?;
                 self.write(*ino, extents, *size, *clear_privileges, *time)
             }
-            Mutation::SetXattr { ino, name, value, mode, time } => {
+            Mutation::Append { ino, extents, clear_privileges, time } => {
+                check_time(time)?;
+                let end = self.file(*ino)?.size;
+                let moved = |extent: &WrittenExtent| {
+                    Some(WrittenExtent { offset: extent.offset.checked_add(end)?, ..*extent })
+                };
+                let extents: Option<Vec<_>> = extents.iter().map(moved).collect();
+                self.write(*ino, &extents.ok_or(EFBIG)?, 0, *clear_privileges, *time)
+            }
+            Mutation::PunchHole { ino, offset, length, size, clear_privileges, time } => {
+                check_time(time)?;
+                self.punch_hole(*ino, (*offset, *length), *size, *clear_privileges, *time)
+            }
+            Mutation::CloneRange { ino, offset, from, from_offset, length, clear_privileges, time } => {
+                check_time(time)?;
+                let places = ((*from, *from_offset), (*ino, *offset));
+                self.clone_range(places, *length, *clear_privileges, *time)
+            }
+            Mutation::SetXattr { ino, name, value, mode, time, .. } => {
                 check_time(time)?;
                 check_attribute(name)?;
                 need(value.len() <= 65536, E2BIG)?;
@@ -401,15 +419,62 @@ impl Model {
             }
             node.size = node.size.max(extent.offset + extent.length);
         }
+        node.size = node.size.max(size);
+        self.change_content(ino, node, true, clear, time)
+    }
+
+    fn punch_hole(
+        &mut self,
+        ino: Ino,
+        (offset, length): (u64, u64),
+        size: u64,
+        clear: bool,
+        time: Time,
+    ) -> Done {
+        need(size <= LARGEST, EFBIG)?;
+        let end = u128::from(offset) + u128::from(length);
+        need(end <= u128::from(LARGEST), EFBIG)?;
+        let mut node = self.file(ino)?.clone();
+        let before = (node.bytes.len(), node.size);
+        node.bytes.retain(|at, _| *at < offset || u128::from(*at) >= end);
+        node.size = node.size.max(size);
+        let changed = before != (node.bytes.len(), node.size);
+        self.change_content(ino, node, changed, clear, time)
+    }
+
+    fn clone_range(
+        &mut self,
+        ((from, from_offset), (ino, offset)): ((Ino, u64), (Ino, u64)),
+        length: u64,
+        clear: bool,
+        time: Time,
+    ) -> Done {
+        need((1..=256 << 20).contains(&length), EINVAL)?;
+        let end = |offset: u64| u128::from(offset) + u128::from(length);
+        need(end(offset) <= u128::from(LARGEST) && end(from_offset) <= u128::from(LARGEST), EFBIG)?;
+        need(from != ino || offset.abs_diff(from_offset) >= length, EINVAL)?;
+        let source = self.file(from)?;
+        let mut node = self.file(ino)?.clone();
+        need(from_offset + length <= source.size, ERANGE)?;
+        node.bytes.retain(|at, _| *at < offset || *at >= offset + length);
+        let cloned = source.bytes.range(from_offset..from_offset + length);
+        node.bytes.extend(cloned.map(|(at, byte)| (at - from_offset + offset, *byte)));
+        node.size = node.size.max(offset + length);
+        self.change_content(ino, node, true, clear, time)
+    }
+
+    /// Puts a file that was written to in its place.
+    fn change_content(&mut self, ino: Ino, mut node: Node, changed: bool, clear: bool, time: Time) -> Done {
         let before = self.nodes[&ino].bytes.len();
         let used = self.used_bytes() - before as u64 + node.bytes.len() as u64;
         need(node.bytes.len() <= before || used <= self.quota_bytes, EDQUOT)?;
-        node.size = node.size.max(size);
         if clear {
             node.mode &= if node.mode & 0o010 != 0 { 0o1777 } else { 0o3777 };
         }
-        node.content += 1;
-        node.sha256 = None;
+        if changed {
+            node.content += 1;
+            node.sha256 = None;
+        }
         node.times[MTIME] = time;
         node.times[CTIME] = time;
         self.nodes.insert(ino, node);

@@ -6,6 +6,7 @@ use super::store::{
 use crate::ErrorKind;
 use crate::clock::Time;
 use crate::id::Ino;
+use crate::tree::acl::{ACCESS, DEFAULT};
 use crate::tree::{
     Credentials, FILE_SIZE_MAX, Key, Kind, LINK_MAX, Mutation, NewNode, Record, SYMLINK_MAX, SetAttributes,
     Usage, XATTR_SIZE_MAX, XattrMode, resolve,
@@ -243,6 +244,7 @@ fn extended_attributes_follow_their_modes_and_limits() {
         name: text.into(),
         value: vec![7; length],
         mode,
+        by: ROOT,
         time: at(900),
     };
     let remove = |text: &str| Mutation::RemoveXattr { ino: Ino(2), name: text.into(), time: at(901) };
@@ -261,7 +263,9 @@ fn extended_attributes_follow_their_modes_and_limits() {
         (set(&long[..255], 0, XattrMode::Set), Ok(())),
         (set("user.", 0, XattrMode::Set), Err(ErrorKind::Invalid)),
         (set("user.\0", 0, XattrMode::Set), Err(ErrorKind::Invalid)),
-        (set("system.posix_acl_access", 0, XattrMode::Set), Err(ErrorKind::Unsupported)),
+        (set("system.other", 0, XattrMode::Set), Err(ErrorKind::Unsupported)),
+        (set("system.posix_acl_default", 3, XattrMode::Set), Err(ErrorKind::Invalid)),
+        (set("system.posix_acl_access", 0, XattrMode::Set), Err(ErrorKind::Invalid)),
         (remove("user.b"), Ok(())),
         (remove("user.b"), Err(ErrorKind::NoAttribute)),
         (unlink(Ino::ROOT, "f", ROOT), Ok(())),
@@ -279,8 +283,72 @@ fn extended_attributes_follow_their_modes_and_limits() {
     let Mutation::SetXattr { name, value, mode, time, .. } = set("user.a", 1, XattrMode::Set) else {
         panic!()
     };
-    let on_fifo = Mutation::SetXattr { ino: Ino(3), name, value, mode, time };
+    let on_fifo = Mutation::SetXattr { ino: Ino(3), name, value, mode, by: ROOT, time };
     assert_eq!(store.apply(&on_fifo), Err(ErrorKind::NotPermitted));
+}
+
+#[test]
+fn access_control_lists_and_modes_follow_one_another() {
+    // user::rwx, user:100:rw-, group::r-x, mask::rwx, other::r--
+    let list = |mask: u8| {
+        let mut value = vec![2, 0, 0, 0];
+        for (tag, permissions, id) in
+            [(1, 7, u32::MAX), (2, 6, 100), (4, 5, u32::MAX), (16, mask, u32::MAX), (32, 4, u32::MAX)]
+        {
+            value.extend([tag, 0, permissions, 0]);
+            value.extend(id.to_le_bytes());
+        }
+        value
+    };
+    let minimal =
+        [&[2, 0, 0, 0, 1, 0, 6, 0][..], &[255; 4], &[4, 0, 4, 0], &[255; 4], &[32, 0, 0, 0], &[255; 4]]
+            .concat();
+    let set = |ino, name: &[u8], value: Vec<u8>, by| Mutation::SetXattr {
+        ino: Ino(ino),
+        name: name.to_vec(),
+        value,
+        mode: XattrMode::Set,
+        by,
+        time: at(900),
+    };
+    let chmod =
+        |ino, mode| set_attributes(ino, SetAttributes { mode: Some(mode), ..SetAttributes::default() }, ROOT);
+    let mut store = store_of(&[
+        file("f", 2),
+        directory("d", 3),
+        create_in(Ino::ROOT, "s", 4, NewNode::Symlink(b"f".to_vec()), 0, ROOT),
+    ]);
+    let kept = |store: &Store, ino, name: &[u8]| match store.records.get(&Key::Xattr(Ino(ino), name.to_vec()))
+    {
+        Some(Record::Xattr(value)) => Some(value.clone()),
+        _ => None,
+    };
+    for (mutation, result) in [
+        (set(2, DEFAULT, list(7), ROOT), Err(ErrorKind::Invalid)),
+        (set(4, ACCESS, list(7), ROOT), Err(ErrorKind::Unsupported)),
+        (chmod(2, 0o2755), Ok(())),
+        (set(2, ACCESS, list(6), ROOT), Ok(())),
+    ] {
+        assert_eq!(store.apply(&mutation), result, "{mutation:?}");
+    }
+    assert_eq!((store.inode(Ino(2)).mode, kept(&store, 2, ACCESS)), (0o2764, Some(list(6))));
+    assert_eq!(store.apply(&chmod(2, 0o2774)), Ok(()));
+    assert_eq!(kept(&store, 2, ACCESS), Some(list(7)), "chmod sets the mask");
+    let outsider = Credentials { uid: 5, gid: 5 };
+    assert_eq!(store.apply(&set(2, ACCESS, minimal, outsider)), Ok(()));
+    let inode = store.inode(Ino(2));
+    assert_eq!((inode.mode, inode.xattr_bytes, kept(&store, 2, ACCESS)), (0o640, 0, None));
+
+    assert_eq!(store.apply(&set(3, DEFAULT, list(7), ROOT)), Ok(()));
+    for (ino, node, mode) in [(5, NewNode::File, 0o666), (6, NewNode::Directory, 0o777)] {
+        assert_eq!(store.apply(&create_in(Ino(3), &format!("n{ino}"), ino, node, mode, ROOT)), Ok(()));
+    }
+    let symlink = NewNode::Symlink(b"f".to_vec());
+    assert_eq!(store.apply(&create_in(Ino(3), "s", 7, symlink, 0, ROOT)), Ok(()));
+    assert_eq!([5, 6, 7].map(|ino| store.inode(Ino(ino)).mode), [0o664, 0o774, 0o777]);
+    assert_eq!(kept(&store, 6, DEFAULT), Some(list(7)));
+    assert_eq!((kept(&store, 5, DEFAULT), kept(&store, 7, ACCESS)), (None, None));
+    assert!(kept(&store, 5, ACCESS).is_some() && kept(&store, 6, ACCESS) == Some(list(7)));
 }
 
 #[test]

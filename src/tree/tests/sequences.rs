@@ -13,8 +13,8 @@ use crate::clock::Time;
 use crate::id::Ino;
 use crate::name::Name;
 use crate::tree::{
-    CHUNK_SIZE, Credentials, FILE_SIZE_MAX, Key, Kind, Mutation, NewNode, Piece, Record, RenameMode,
-    SetAttributes, Usage, WrittenExtent, XattrMode, extents_in,
+    CHUNK_SIZE, CLONE_MAX, Credentials, FILE_SIZE_MAX, Key, Kind, Mutation, NewNode, Piece, Record,
+    RenameMode, SetAttributes, Usage, WrittenExtent, XattrMode, extents_in,
 };
 
 /// Above this a choice is arbitrary, below it is one of what there is.
@@ -78,6 +78,9 @@ enum Step {
     SetAttributes(AnIno, SetAttributes, Credentials),
     Resize(AnIno, u64, Credentials),
     Write(AnIno, Vec<WrittenExtent>, u64, bool),
+    Append(AnIno, Vec<WrittenExtent>, bool),
+    PunchHole(AnIno, u64, u64, u64, bool),
+    CloneRange(AnIno, u64, AnIno, u64, u64, bool),
     SetXattr(AnIno, Vec<u8>, Vec<u8>, XattrMode),
     RemoveXattr(AnIno, Vec<u8>),
     Reap(AnIno, u32),
@@ -118,9 +121,27 @@ impl Step {
             Self::Write(ino, extents, size, clear_privileges) => {
                 Mutation::Write { ino: ino.file(model), extents, size, clear_privileges, time }
             }
-            Self::SetXattr(ino, name, value, mode) => {
-                Mutation::SetXattr { ino: ino.any(model), name, value, mode, time }
+            Self::Append(ino, extents, clear_privileges) => {
+                Mutation::Append { ino: ino.file(model), extents, clear_privileges, time }
             }
+            Self::PunchHole(ino, offset, length, size, clear_privileges) => {
+                Mutation::PunchHole { ino: ino.file(model), offset, length, size, clear_privileges, time }
+            }
+            Self::CloneRange(ino, offset, from, from_offset, length, clear_privileges) => {
+                let (ino, from) = (ino.file(model), from.file(model));
+                // Mostly what is there to be cloned.
+                let size = model.nodes.get(&from).map_or(0, |node| node.size);
+                let length = if length == 7 { length } else { length.min(size.saturating_sub(from_offset)) };
+                Mutation::CloneRange { ino, offset, from, from_offset, length, clear_privileges, time }
+            }
+            Self::SetXattr(ino, name, value, mode) => Mutation::SetXattr {
+                ino: ino.any(model),
+                name,
+                value,
+                mode,
+                by: Credentials::default(),
+                time,
+            },
             Self::RemoveXattr(ino, name) => Mutation::RemoveXattr { ino: ino.any(model), name, time },
             Self::Reap(ino, chunks) => {
                 Mutation::Reap { ino: ino.of(model, |ino| model.nlink(ino) == 0), chunks }
@@ -192,6 +213,12 @@ fn extent() -> impl Strategy<Value = WrittenExtent> {
     )
 }
 
+/// How long a range is that is punched or cloned.
+fn stretch() -> impl Strategy<Value = u64> {
+    let many = select(vec![0, 1, 7, CHUNK_SIZE, 3 * CHUNK_SIZE, CLONE_MAX + 1, u64::MAX]);
+    prop_oneof![3 => 1..60u64, 1 => many]
+}
+
 fn xattr_name() -> impl Strategy<Value = Vec<u8>> {
     let names = ["user.a", "user.a", "user.b", "trusted.c", "", "user.", "system.x", "user.\0"];
     select(names.map(|name| name.as_bytes().to_vec()).to_vec())
@@ -223,6 +250,12 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (an_ino(), offset(), by()).prop_map(|(ino, size, by)| Step::Resize(ino, size, by)),
         8 => (an_ino(), extents(), size, any::<bool>())
             .prop_map(|(ino, extents, size, clear)| Step::Write(ino, extents, size, clear)),
+        2 => (an_ino(), extents(), any::<bool>())
+            .prop_map(|(ino, extents, clear)| Step::Append(ino, extents, clear)),
+        4 => (an_ino(), offset(), stretch(), prop_oneof![3 => Just(0), 1 => offset()], any::<bool>())
+            .prop_map(|(ino, offset, length, size, clear)| Step::PunchHole(ino, offset, length, size, clear)),
+        6 => (an_ino(), offset(), an_ino(), offset(), stretch(), any::<bool>())
+            .prop_map(|(ino, at, from, from_at, length, clear)| Step::CloneRange(ino, at, from, from_at, length, clear)),
         2 => (an_ino(), xattr_name(), lengths, sets)
             .prop_map(|(ino, name, length, mode)| Step::SetXattr(ino, name, vec![1; length], mode)),
         1 => (an_ino(), xattr_name()).prop_map(|(ino, name)| Step::RemoveXattr(ino, name)),

@@ -12,13 +12,14 @@ use tokio::time::{Instant, sleep};
 
 use super::fake::{Daemon, LEASE_MS};
 use super::{ROOT, list, mount, mount_with};
-use crate::fs::files::WriteFlags;
+use crate::fs::data::How;
 use crate::fs::ids::{Ids, Squash};
 use crate::fs::{Fs, Options, Set, SetTime};
 
 async fn make(fs: &Fs, name: &str, data: &[u8]) -> Ino {
-    let (stat, handle) = fs.create(ROOT, Ino::ROOT, name.as_bytes(), 0o644, libc::O_EXCL).await.unwrap();
-    fs.write(handle, 0, data, WriteFlags::default()).await.unwrap();
+    let (stat, handle) =
+        fs.create(ROOT, Ino::ROOT, name.as_bytes(), 0o644.into(), libc::O_EXCL).await.unwrap();
+    fs.write(handle, 0, data, How::default()).await.unwrap();
     fs.flush(handle).await.unwrap();
     fs.release(handle).await;
     stat.inode.ino
@@ -80,7 +81,8 @@ async fn what_was_removed_while_the_kernel_opens_it_is_stale() {
     let daemon = Arc::new(Daemon::default());
     let (one, two) = (mount(&daemon).await, mount(&daemon).await);
     let ino = make(&one, "gone", b"data").await;
-    let directory = one.make(ROOT, Ino::ROOT, b"d", NewNode::Directory, 0o755).await.unwrap().inode.ino;
+    let directory =
+        one.make(ROOT, Ino::ROOT, b"d", NewNode::Directory, 0o755.into()).await.unwrap().inode.ino;
     let open = one.open_file(ROOT, ino, libc::O_RDONLY).await.unwrap();
     assert_eq!(one.lookup(Ino::ROOT, b"gone").await.unwrap().inode.ino, ino);
     two.remove(ROOT, Ino::ROOT, b"gone", false).await.unwrap();
@@ -170,14 +172,14 @@ async fn a_failed_upload_is_reported_once_to_each_handle() {
     let one = fs.open_file(ROOT, ino, libc::O_RDWR).await.unwrap();
     let two = fs.open_file(ROOT, ino, libc::O_RDWR).await.unwrap();
     daemon.full.store(true, Ordering::SeqCst);
-    fs.write(one, 0, b"lost", WriteFlags::default()).await.unwrap();
+    fs.write(one, 0, b"lost", How::default()).await.unwrap();
     assert_eq!(fs.fsync(one).await.unwrap_err().kind(), ErrorKind::NoSpace);
     fs.fsync(one).await.unwrap();
     assert_eq!(fs.flush(two).await.unwrap_err().kind(), ErrorKind::NoSpace);
     fs.flush(two).await.unwrap();
     daemon.full.store(false, Ordering::SeqCst);
     assert_eq!(content(&fs, ino).await, b"kept");
-    fs.write(two, 4, b" more", WriteFlags::default()).await.unwrap();
+    fs.write(two, 4, b" more", How::default()).await.unwrap();
     fs.fsync(two).await.unwrap();
     assert_eq!(content(&fs, ino).await, b"kept more");
 }
@@ -191,7 +193,7 @@ async fn calls_wait_for_a_daemon_that_is_away_and_go_on() {
     daemon.down.store(true, Ordering::SeqCst);
     let making = tokio::spawn({
         let fs = Arc::clone(&fs);
-        async move { fs.make(ROOT, Ino::ROOT, b"d", NewNode::Directory, 0o755).await }
+        async move { fs.make(ROOT, Ino::ROOT, b"d", NewNode::Directory, 0o755.into()).await }
     });
     sleep(Duration::from_millis(LEASE_MS * 3)).await;
     assert_eq!(content(&fs, ino).await, b"data", "nobody listens, so nobody changes anything");
@@ -211,7 +213,7 @@ async fn credentials_that_do_not_count_any_more_end_every_call_at_once_until_the
         let stat = fs.getattr(ino).await.unwrap();
         fs.tell(stat);
         let handle = fs.open_file(ROOT, ino, libc::O_RDWR).await.unwrap();
-        fs.write(handle, 0, b"DATA", WriteFlags::default()).await.unwrap();
+        fs.write(handle, 0, b"DATA", How::default()).await.unwrap();
         if fenced {
             daemon.fence_all();
         }
@@ -223,11 +225,13 @@ async fn credentials_that_do_not_count_any_more_end_every_call_at_once_until_the
             fs.lookup(Ino::ROOT, b"a").await.map(drop).unwrap_err(),
             fs.open_directory(Ino::ROOT).await.map(drop).unwrap_err(),
             fs.read(handle, 0, 4).await.map(drop).unwrap_err(),
-            fs.write(handle, 0, b"more", WriteFlags::default()).await.map(drop).unwrap_err(),
+            fs.write(handle, 0, b"more", How::default()).await.map(drop).unwrap_err(),
             fs.fsync(handle).await.unwrap_err(),
             fs.setattr(ROOT, ino, Set { mode: Some(0), ..Set::default() }).await.map(drop).unwrap_err(),
         ];
-        errors.push(fs.make(ROOT, Ino::ROOT, b"d", NewNode::Directory, 0o755).await.map(drop).unwrap_err());
+        errors.push(
+            fs.make(ROOT, Ino::ROOT, b"d", NewNode::Directory, 0o755.into()).await.map(drop).unwrap_err(),
+        );
         for error in errors {
             assert_eq!((error.kind(), error.errno()), (ErrorKind::Unauthenticated, libc::EACCES), "{error}");
         }
@@ -248,7 +252,7 @@ async fn waiting_is_bounded() {
     let (fs, _) = mount_with(&daemon, options).await;
     daemon.down.store(true, Ordering::SeqCst);
     let start = Instant::now();
-    let error = fs.make(ROOT, Ino::ROOT, b"d", NewNode::Directory, 0o755).await.unwrap_err();
+    let error = fs.make(ROOT, Ino::ROOT, b"d", NewNode::Directory, 0o755.into()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut);
     assert!((7..10).contains(&start.elapsed().as_secs()));
 }
@@ -276,7 +280,7 @@ async fn a_fenced_mount_writes_what_it_has_staged_in_a_new_session() {
         fs.open_file(ROOT, gone, libc::O_RDWR).await.unwrap(),
     ];
     for handle in handles {
-        fs.write(handle, 0, b"staged", WriteFlags::default()).await.unwrap();
+        fs.write(handle, 0, b"staged", How::default()).await.unwrap();
     }
     daemon.fence_all();
     let other = mount(&daemon).await;
@@ -302,8 +306,8 @@ async fn a_session_that_ends_while_numbers_are_asked_for_is_replaced() {
 async fn times_set_after_writing_stay() {
     let daemon = Arc::new(Daemon::default());
     let fs = mount(&daemon).await;
-    let (stat, handle) = fs.create(ROOT, Ino::ROOT, b"a", 0o644, 0).await.unwrap();
-    fs.write(handle, 0, b"data", WriteFlags::default()).await.unwrap();
+    let (stat, handle) = fs.create(ROOT, Ino::ROOT, b"a", 0o644.into(), 0).await.unwrap();
+    fs.write(handle, 0, b"data", How::default()).await.unwrap();
     let batches = daemon.batches.load(Ordering::SeqCst);
     let time = Time { seconds: 5, nanos: 7 };
     let set = Set { mtime: Some(SetTime::At(time)), ..Set::default() };
@@ -327,7 +331,7 @@ async fn appends_of_two_mounts_do_not_overwrite_one_another() {
     for round in 0..4 {
         for (fs, handle) in [&one, &two].into_iter().zip(handles) {
             // The kernel's idea of the size is not to be trusted.
-            let written = fs.write(handle, 0, b"line\n", WriteFlags::default()).await.unwrap();
+            let written = fs.write(handle, 0, b"line\n", How::default()).await.unwrap();
             assert_eq!(written.moved, round > 0 || handle == handles[1] && Arc::ptr_eq(fs, &two));
             fs.flush(handle).await.unwrap();
         }
@@ -336,13 +340,40 @@ async fn appends_of_two_mounts_do_not_overwrite_one_another() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn appends_that_are_not_sent_yet_go_behind_those_of_others() {
+    let daemon = Arc::new(Daemon::default());
+    let (one, two) = (mount(&daemon).await, mount(&daemon).await);
+    let ino = make(&one, "log", b"head\n").await;
+    let flags = libc::O_RDWR | libc::O_APPEND;
+    let handles =
+        [one.open_file(ROOT, ino, flags).await.unwrap(), two.open_file(ROOT, ino, flags).await.unwrap()];
+    for _ in 0..3 {
+        one.write(handles[0], 0, b"of one\n", How::default()).await.unwrap();
+        two.write(handles[1], 0, b"of two\n", How::default()).await.unwrap();
+    }
+    assert_eq!(one.getattr(ino).await.unwrap().inode.size, 5 + 3 * 7);
+    two.fsync(handles[1]).await.unwrap();
+    let all = [&b"head\n"[..], &b"of two\n".repeat(3), &b"of one\n".repeat(3)].concat();
+    assert_eq!(one.read(handles[0], 0, 1000).await.unwrap(), all, "where it will be for everybody");
+    assert_eq!(content(&two, ino).await, all);
+    // What is written elsewhere keeps its place.
+    let (body, tail) = (two.open_file(ROOT, ino, libc::O_RDWR).await.unwrap(), handles[1]);
+    two.write(tail, 0, b"end\n", How::default()).await.unwrap();
+    two.write(body, 0, b"HEAD", How::default()).await.unwrap();
+    two.write(tail, 0, b"END\n", How::default()).await.unwrap();
+    two.fsync(tail).await.unwrap();
+    let content = content(&one, ino).await;
+    assert!(content.starts_with(b"HEAD\n") && content.ends_with(b"of one\nend\nEND\n"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_large_write_stays_within_its_memory() {
     let daemon = Arc::new(Daemon::default());
     let (fs, _) = mount_with(&daemon, Options { memory: 32 << 20, ..Options::default() }).await;
-    let (stat, handle) = fs.create(ROOT, Ino::ROOT, b"big", 0o644, 0).await.unwrap();
+    let (stat, handle) = fs.create(ROOT, Ino::ROOT, b"big", 0o644.into(), 0).await.unwrap();
     let piece = vec![9; 1 << 20];
     for at in 0..80 {
-        fs.write(handle, at << 20, &piece, WriteFlags::default()).await.unwrap();
+        fs.write(handle, at << 20, &piece, How::default()).await.unwrap();
     }
     fs.fsync(handle).await.unwrap();
     fs.release(handle).await;
@@ -360,8 +391,8 @@ async fn a_large_write_stays_within_its_memory() {
 async fn holes_are_found() {
     let daemon = Arc::new(Daemon::default());
     let fs = mount(&daemon).await;
-    let (_, handle) = fs.create(ROOT, Ino::ROOT, b"a", 0o644, 0).await.unwrap();
-    fs.write(handle, CHUNK_SIZE + 10, b"data", WriteFlags::default()).await.unwrap();
+    let (_, handle) = fs.create(ROOT, Ino::ROOT, b"a", 0o644.into(), 0).await.unwrap();
+    fs.write(handle, CHUNK_SIZE + 10, b"data", How::default()).await.unwrap();
     assert_eq!(fs.seek(handle, 0, false).await.unwrap(), CHUNK_SIZE + 10);
     assert_eq!(fs.seek(handle, 0, true).await.unwrap(), 0);
     assert_eq!(fs.seek(handle, CHUNK_SIZE + 11, true).await.unwrap(), CHUNK_SIZE + 14);
@@ -370,8 +401,38 @@ async fn holes_are_found() {
     fs.allocate(ROOT, handle, 0, 3 * CHUNK_SIZE, 0).await.unwrap();
     assert_eq!(fs.seek(handle, CHUNK_SIZE + 11, true).await.unwrap(), CHUNK_SIZE + 14);
     assert!(past(fs.seek(handle, CHUNK_SIZE + 14, false).await));
-    let error = fs.allocate(ROOT, handle, 0, 1, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE).await;
+    let error = fs.allocate(ROOT, handle, 0, 1, libc::FALLOC_FL_INSERT_RANGE).await;
     assert_eq!(error.unwrap_err().kind(), ErrorKind::Unsupported);
+    fs.write(handle, 5, b"later", How::default()).await.unwrap();
+    let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    fs.allocate(ROOT, handle, 6, 2 * CHUNK_SIZE, punch).await.unwrap();
+    assert_eq!(fs.seek(handle, 0, false).await.unwrap(), 5, "what was written before is there");
+    assert_eq!(fs.seek(handle, 5, true).await.unwrap(), 6);
+    assert!(past(fs.seek(handle, 6, false).await));
+    fs.allocate(ROOT, handle, 0, 4 * CHUNK_SIZE, libc::FALLOC_FL_ZERO_RANGE).await.unwrap();
+    assert!(past(fs.seek(handle, 0, false).await));
+    assert_eq!(fs.seek(handle, 0, true).await.unwrap(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copied_range_is_what_was_written_and_stays_so() {
+    let daemon = Arc::new(Daemon::default());
+    let (one, two) = (mount(&daemon).await, mount(&daemon).await);
+    let (from, source) = one.create(ROOT, Ino::ROOT, b"from", 0o644.into(), 0).await.unwrap();
+    let (to, target) = one.create(ROOT, Ino::ROOT, b"to", 0o644.into(), 0).await.unwrap();
+    let end = CHUNK_SIZE - 2;
+    one.write(source, end, b"0123456789", How::default()).await.unwrap();
+    one.write(target, 0, b"abc", How::default()).await.unwrap();
+    let copy = |from_offset, offset| one.copy_range(ROOT, (source, from_offset), (target, offset), 100);
+    assert_eq!(copy(end + 1, 2).await.unwrap(), 9, "only what there is");
+    assert_eq!(copy(end + 10, 0).await.unwrap(), 0);
+    assert_eq!(content(&two, to.inode.ino).await, b"ab123456789");
+    one.write(target, 3, b"!", How::default()).await.unwrap();
+    one.fsync(target).await.unwrap();
+    assert_eq!(content(&two, to.inode.ino).await, b"ab1!3456789");
+    assert!(content(&two, from.inode.ino).await.ends_with(b"\x000123456789"));
+    assert_eq!(one.copy_range(ROOT, (source, 0), (source, end), 100).await.unwrap(), 100, "within a file");
+    assert_eq!(two.getattr(from.inode.ino).await.unwrap().inode.size, end + 100);
 }
 
 #[tokio::test(start_paused = true)]
@@ -379,15 +440,22 @@ async fn attributes_with_names_and_values() {
     let daemon = Arc::new(Daemon::default());
     let (one, two) = (mount(&daemon).await, mount(&daemon).await);
     let ino = make(&one, "a", b"").await;
-    one.set_xattr(ino, b"user.x", b"1", XattrMode::Create).await.unwrap();
+    one.set_xattr(ROOT, ino, b"user.x", b"1", XattrMode::Create).await.unwrap();
     assert_eq!(two.get_xattr(ino, b"user.x").await.unwrap(), b"1");
-    one.set_xattr(ino, b"user.x", b"2", XattrMode::Replace).await.unwrap();
+    one.set_xattr(ROOT, ino, b"user.x", b"2", XattrMode::Replace).await.unwrap();
     assert_eq!(two.get_xattr(ino, b"user.x").await.unwrap(), b"2");
-    assert_eq!(two.list_xattrs(ino).await.unwrap(), b"user.x\0");
+    assert_eq!(two.list_xattrs(ROOT, ino).await.unwrap(), b"user.x\0");
     two.remove_xattr(ino, b"user.x").await.unwrap();
     assert_eq!(one.get_xattr(ino, b"user.x").await.unwrap_err().kind(), ErrorKind::NoAttribute);
-    let acl = one.get_xattr(ino, b"system.posix_acl_access").await.unwrap_err();
-    assert_eq!(acl.kind(), ErrorKind::Unsupported);
+    for (name, kind) in
+        [(&b"system.posix_acl_access"[..], ErrorKind::NoAttribute), (b"system.x", ErrorKind::Unsupported)]
+    {
+        assert_eq!(one.get_xattr(ino, name).await.unwrap_err().kind(), kind);
+    }
+    one.set_xattr(ROOT, ino, b"trusted.x", b"", XattrMode::Set).await.unwrap();
+    let somebody = Credentials { uid: 5, gid: 5 };
+    assert_eq!(one.list_xattrs(ROOT, ino).await.unwrap(), b"trusted.x\0");
+    assert_eq!(one.list_xattrs(somebody, ino).await.unwrap(), b"");
 }
 
 #[tokio::test(start_paused = true)]
@@ -400,7 +468,7 @@ async fn nothing_is_changed_through_a_read_only_mount() {
         fs.open_file(ROOT, ino, libc::O_RDWR).await.map(drop),
         fs.setattr(ROOT, ino, Set { mode: Some(0), ..Set::default() }).await.map(drop),
         fs.remove(ROOT, Ino::ROOT, b"a", false).await,
-        fs.set_xattr(ino, b"user.x", b"", XattrMode::Set).await,
+        fs.set_xattr(ROOT, ino, b"user.x", b"", XattrMode::Set).await,
     ];
     for result in refused {
         assert_eq!(result.unwrap_err().kind(), ErrorKind::ReadOnly);

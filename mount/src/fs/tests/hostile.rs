@@ -29,7 +29,7 @@ use tandemfs::{Error, ErrorKind, Result, codec};
 
 use super::fake::{Daemon, FakeKernel};
 use super::{ROOT, mount};
-use crate::fs::files::WriteFlags;
+use crate::fs::data::How;
 use crate::fs::remote::{Events, Remote};
 use crate::fs::{Fs, Options, Set, Stat};
 
@@ -408,17 +408,17 @@ fn inode(ino: u64) -> Inode {
 /// A volume with one of everything.
 async fn fill(daemon: &Arc<Daemon>) {
     let fs = mount(daemon).await;
-    let (_, handle) = fs.create(ROOT, Ino::ROOT, b"file", 0o644, 0).await.unwrap();
-    fs.write(handle, 0, b"0123456789", WriteFlags::default()).await.unwrap();
-    fs.write(handle, CHUNK_SIZE + 5, b"0123456789", WriteFlags::default()).await.unwrap();
+    let (_, handle) = fs.create(ROOT, Ino::ROOT, b"file", 0o644.into(), 0).await.unwrap();
+    fs.write(handle, 0, b"0123456789", How::default()).await.unwrap();
+    fs.write(handle, CHUNK_SIZE + 5, b"0123456789", How::default()).await.unwrap();
     fs.release(handle).await;
     let file = fs.lookup(Ino::ROOT, b"file").await.unwrap().inode.ino;
     fs.set_xattr(file, b"user.a", b"value", XattrMode::Set).await.unwrap();
     let link = NewNode::Symlink(b"file".to_vec());
-    fs.make(ROOT, Ino::ROOT, b"link", link, 0o777).await.unwrap();
-    let directory = fs.make(ROOT, Ino::ROOT, b"dir", NewNode::Directory, 0o755).await.unwrap();
+    fs.make(ROOT, Ino::ROOT, b"link", link, 0o777.into()).await.unwrap();
+    let directory = fs.make(ROOT, Ino::ROOT, b"dir", NewNode::Directory, 0o755.into()).await.unwrap();
     for name in [b"a", b"b", b"c"] {
-        fs.make(ROOT, directory.inode.ino, name, NewNode::File, 0o644).await.unwrap();
+        fs.make(ROOT, directory.inode.ino, name, NewNode::File, 0o644.into()).await.unwrap();
     }
     fs.stop().await.unwrap();
 }
@@ -455,7 +455,7 @@ async fn use_it(fs: &Arc<Fs>) -> Result<()> {
         assert!((1..4096).contains(&target.len()) && !target.contains(&0));
     }
     let _any = fs.get_xattr(numbers[0], b"user.a").await;
-    let _any = fs.list_xattrs(numbers[0]).await;
+    let _any = fs.list_xattrs(ROOT, numbers[0]).await;
     let _any = fs.room().await;
     if let Ok(handle) = fs.open_file(ROOT, numbers[0], libc::O_RDWR).await {
         for offset in [0, 5, CHUNK_SIZE, 1 << 40, i64::MAX as u64 - 4096] {
@@ -468,7 +468,7 @@ async fn use_it(fs: &Arc<Fs>) -> Result<()> {
                 }
             }
         }
-        let _any = fs.write(handle, 3, b"more", WriteFlags::default()).await;
+        let _any = fs.write(handle, 3, b"more", How::default()).await;
         let lock = Lock { start: 0, end: 9, kind: LockKind::Write, pid: 1 };
         let _any = fs.test_lock(handle, 1, lock).await;
         let _any = fs.set_lock(handle, 1, lock, tokio::time::sleep(Duration::from_secs(3))).await;
@@ -480,9 +480,9 @@ async fn use_it(fs: &Arc<Fs>) -> Result<()> {
     }
     let set = Set { size: Some(3), ..Set::default() };
     let _any = fs.setattr(ROOT, numbers[0], set).await.inspect(may_be_told);
-    if let Ok((stat, handle)) = fs.create(ROOT, Ino::ROOT, b"new", 0o644, libc::O_RDWR).await {
+    if let Ok((stat, handle)) = fs.create(ROOT, Ino::ROOT, b"new", 0o644.into(), libc::O_RDWR).await {
         may_be_told(&stat);
-        let _any = fs.write(handle, 0, b"data", WriteFlags::default()).await;
+        let _any = fs.write(handle, 0, b"data", How::default()).await;
         let _any = fs.remove(ROOT, Ino::ROOT, b"new", false).await;
         fs.release(handle).await;
     }

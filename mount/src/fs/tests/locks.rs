@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 
 use super::fake::{Daemon, LEASE_MS};
 use super::{ROOT, mount};
-use crate::fs::files::WriteFlags;
+use crate::fs::data::How;
 use crate::fs::locks::Locked;
 use crate::fs::{Fs, Set};
 
@@ -39,7 +39,7 @@ async fn attempt(fs: &Fs, handle: u64, owner: u64, lock: Lock) -> Locked {
 }
 
 async fn put(fs: &Fs, handle: u64, data: &[u8]) -> tandemfs::Result<()> {
-    fs.write(handle, 0, data, WriteFlags::default()).await.map(drop)
+    fs.write(handle, 0, data, How::default()).await.map(drop)
 }
 
 #[tokio::test(start_paused = true)]

@@ -14,7 +14,7 @@ use tandemfs::tree::{CHUNK_SIZE, Key, RenameMode};
 
 use super::fake::Daemon;
 use super::{ROOT, list, mount};
-use crate::fs::files::WriteFlags;
+use crate::fs::data::How;
 use crate::fs::{Fs, Set};
 
 /// Offsets where something may go wrong.
@@ -103,7 +103,7 @@ impl World {
     async fn write(&self, handle: usize, at: u64, data: &[u8]) {
         let Some(handle) = self.handles.get(handle) else { return };
         let fs = &self.mounts[handle.mounted];
-        let written = fs.write(handle.number, at, data, WriteFlags::default()).await.unwrap();
+        let written = fs.write(handle.number, at, data, How::default()).await.unwrap();
         assert_eq!(written.bytes as usize, data.len());
         lay(&handle.content, at as usize, data);
         if self.flush {
@@ -116,8 +116,9 @@ impl World {
     async fn call(&mut self, call: Call) {
         match call {
             Call::Create(m, n) => {
-                let made =
-                    self.mounts[m].create(ROOT, Ino::ROOT, NAMES[n].as_bytes(), 0o644, libc::O_EXCL).await;
+                let made = self.mounts[m]
+                    .create(ROOT, Ino::ROOT, NAMES[n].as_bytes(), 0o644.into(), libc::O_EXCL)
+                    .await;
                 match made {
                     Ok((stat, number)) => {
                         assert_eq!(stat.inode.size, 0);
