@@ -16,6 +16,7 @@ mod logins;
 mod metrics;
 mod mount_command;
 mod names;
+mod posix;
 mod power;
 mod races;
 mod rest;

@@ -490,10 +490,10 @@ async fn owners_are_stored_in_the_volumes_numbers_and_shown_in_the_machines() {
         (inode.uid, inode.gid)
     };
     let user = Credentials { uid: 1000, gid: 100 };
-    let made = here.make(user, Ino::ROOT, b"d", NewNode::Directory, 0o1777).await.unwrap().inode;
+    let made = here.make(user, Ino::ROOT, b"d", NewNode::Directory, 0o1777.into()).await.unwrap().inode;
     assert_eq!((made.uid, made.gid), (1000, 100));
     assert_eq!(owner(&there, made.ino).await, (5000, 6000));
-    let by_root = here.make(ROOT, made.ino, b"r", NewNode::File, 0o644).await.unwrap().inode;
+    let by_root = here.make(ROOT, made.ino, b"r", NewNode::File, 0o644.into()).await.unwrap().inode;
     assert_eq!(((by_root.uid, by_root.gid), owner(&there, by_root.ino).await), ((77, 78), (77, 78)));
 
     let chown = |uid, gid| Set { uid, gid, ..Set::default() };

@@ -413,7 +413,7 @@ async fn fill(daemon: &Arc<Daemon>) {
     fs.write(handle, CHUNK_SIZE + 5, b"0123456789", How::default()).await.unwrap();
     fs.release(handle).await;
     let file = fs.lookup(Ino::ROOT, b"file").await.unwrap().inode.ino;
-    fs.set_xattr(file, b"user.a", b"value", XattrMode::Set).await.unwrap();
+    fs.set_xattr(ROOT, file, b"user.a", b"value", XattrMode::Set).await.unwrap();
     let link = NewNode::Symlink(b"file".to_vec());
     fs.make(ROOT, Ino::ROOT, b"link", link, 0o777.into()).await.unwrap();
     let directory = fs.make(ROOT, Ino::ROOT, b"dir", NewNode::Directory, 0o755.into()).await.unwrap();

@@ -29,7 +29,7 @@ fn read(start: u64, end: u64) -> Lock {
 /// Two mounts and a handle of each on one file.
 async fn two(daemon: &Arc<Daemon>) -> ([Arc<Fs>; 2], Ino, [u64; 2]) {
     let (one, two) = (mount(daemon).await, mount(daemon).await);
-    let (stat, first) = one.create(ROOT, Ino::ROOT, b"file", 0o644, libc::O_RDWR).await.unwrap();
+    let (stat, first) = one.create(ROOT, Ino::ROOT, b"file", 0o644.into(), libc::O_RDWR).await.unwrap();
     let second = two.open_file(ROOT, stat.inode.ino, libc::O_RDWR).await.unwrap();
     ([one, two], stat.inode.ino, [first, second])
 }
@@ -175,9 +175,9 @@ async fn is_lost(fs: &Fs, ino: Ino, handle: u64) {
 async fn who_loses_a_lock_with_the_session_is_told_and_overwrites_nothing() {
     let daemon = Arc::new(Daemon::default());
     let one = mount(&daemon).await;
-    let (stat, first) = one.create(ROOT, Ino::ROOT, b"file", 0o644, libc::O_RDWR).await.unwrap();
+    let (stat, first) = one.create(ROOT, Ino::ROOT, b"file", 0o644.into(), libc::O_RDWR).await.unwrap();
     let ino = stat.inode.ino;
-    let without = one.create(ROOT, Ino::ROOT, b"other", 0o644, libc::O_RDWR).await.unwrap().1;
+    let without = one.create(ROOT, Ino::ROOT, b"other", 0o644.into(), libc::O_RDWR).await.unwrap().1;
     assert_eq!(attempt(&one, first, 1, write(0, 9)).await, Locked::Granted);
     put(&one, first, b"of the one who was fenced").await.unwrap();
     put(&one, without, b"kept").await.unwrap();
@@ -198,7 +198,7 @@ async fn who_loses_a_lock_with_the_session_is_told_and_overwrites_nothing() {
 async fn a_change_that_was_under_way_when_the_lock_was_lost_is_not_made_in_the_next_session() {
     let daemon = Arc::new(Daemon::default());
     let one = mount(&daemon).await;
-    let (stat, first) = one.create(ROOT, Ino::ROOT, b"file", 0o644, libc::O_RDWR).await.unwrap();
+    let (stat, first) = one.create(ROOT, Ino::ROOT, b"file", 0o644.into(), libc::O_RDWR).await.unwrap();
     put(&one, first, b"of the next").await.unwrap();
     one.fsync(first).await.unwrap();
     assert_eq!(attempt(&one, first, 1, write(0, 9)).await, Locked::Granted);
@@ -217,7 +217,7 @@ async fn a_change_that_was_under_way_when_the_lock_was_lost_is_not_made_in_the_n
 async fn a_claim_that_comes_too_late_is_a_loss() {
     let daemon = Arc::new(Daemon::default());
     let one = mount(&daemon).await;
-    let (stat, first) = one.create(ROOT, Ino::ROOT, b"file", 0o644, libc::O_RDWR).await.unwrap();
+    let (stat, first) = one.create(ROOT, Ino::ROOT, b"file", 0o644.into(), libc::O_RDWR).await.unwrap();
     put(&one, first, b"of the next").await.unwrap();
     one.fsync(first).await.unwrap();
     assert_eq!(attempt(&one, first, 1, write(0, 9)).await, Locked::Granted);
