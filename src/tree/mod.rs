@@ -13,6 +13,7 @@
 pub mod acl;
 mod clone;
 mod create;
+mod described;
 mod directory;
 mod extents;
 mod link;
