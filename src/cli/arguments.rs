@@ -18,6 +18,7 @@ Exit codes:
   4  there is no such thing
   5  the daemon cannot be reached or cannot do it at the moment
   6  the quota is used up or the nodes are full
+  130  interrupted
 
 Environment:
   TANDEM_URL, TANDEM_CA             as --url and --ca

@@ -15,6 +15,8 @@ pub(crate) enum Failure {
     Printed(u8),
     /// Nobody reads the output any more: no reason to complain.
     ClosedPipe,
+    /// Ctrl-C, where there was something to clean up.
+    Interrupted,
 }
 
 /// The result of a command.
@@ -34,6 +36,8 @@ impl Failure {
             Self::Failed(error) => code_of(error.kind()),
             Self::Printed(code) => *code,
             Self::ClosedPipe => 0,
+            // As a shell reports a program that SIGINT has ended.
+            Self::Interrupted => 130,
         }
     }
 
@@ -45,7 +49,7 @@ impl Failure {
                 complain(&format!("{error} (tandem login)"));
             }
             Self::Failed(error) => complain(&error.to_string()),
-            Self::Printed(_) | Self::ClosedPipe => {}
+            Self::Printed(_) | Self::ClosedPipe | Self::Interrupted => {}
         }
     }
 

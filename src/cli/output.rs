@@ -114,17 +114,18 @@ pub(crate) fn columns(rows: &[Vec<String>]) -> String {
 /// A bar on standard error for bytes that move; nothing where nobody looks.
 pub(crate) fn bytes_bar(name: &str, total: Option<u64>, quiet: bool) -> ProgressBar {
     let template = match total {
-        Some(_) => "{msg}  {bar:30} {binary_bytes}/{binary_total_bytes}  {binary_bytes_per_sec}  {eta}",
-        None => "{msg}  {spinner} {binary_bytes}  {binary_bytes_per_sec}",
+        Some(_) => "{wide_msg}  {bar:20} {binary_bytes}/{binary_total_bytes}  {binary_bytes_per_sec}  {eta}",
+        None => "{wide_msg}  {spinner} {binary_bytes}  {binary_bytes_per_sec}",
     };
     bar(name, total, template, quiet)
 }
 
 /// The same for blocks.
 pub(crate) fn blocks_bar(name: &str, quiet: bool) -> ProgressBar {
-    bar(name, Some(0), "{msg}  {bar:30} {pos}/{len} blocks  {eta}", quiet)
+    bar(name, Some(0), "{wide_msg}  {bar:20} {pos}/{len} blocks  {eta}", quiet)
 }
 
+/// The name is cut where the line would be longer than the terminal is wide.
 fn bar(name: &str, total: Option<u64>, template: &str, quiet: bool) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::hidden());
     if let Ok(style) = ProgressStyle::with_template(template) {

@@ -125,7 +125,7 @@ fn error_of(failure: Failure) -> Error {
     match failure {
         Failure::Failed(error) => error,
         Failure::Usage(text) => Error::invalid(text),
-        Failure::Printed(_) | Failure::ClosedPipe => Error::internal(""),
+        Failure::Printed(_) | Failure::ClosedPipe | Failure::Interrupted => Error::internal(""),
     }
 }
 
@@ -183,7 +183,12 @@ pub(super) async fn get(context: &Context, remote: &str, local: Option<PathBuf>)
         fetch(context, &detail, &mut file).await?;
         file.sync_all().and_then(|()| std::fs::rename(&temporary, &target)).map_err(about)
     };
-    if let Err(failure) = outcome.await {
+    let outcome = tokio::select! {
+        outcome = outcome => outcome,
+        // Nothing of an interrupted download is left behind.
+        _ = tokio::signal::ctrl_c() => Err(Failure::Interrupted),
+    };
+    if let Err(failure) = outcome {
         let _ = std::fs::remove_file(&temporary);
         return Err(failure);
     }
