@@ -31,7 +31,8 @@ use super::fake::{Daemon, FakeKernel};
 use super::{ROOT, mount};
 use crate::fs::data::How;
 use crate::fs::remote::{Events, Remote};
-use crate::fs::{Fs, Options, Set, Stat};
+use crate::fs::session::lease;
+use crate::fs::{Fs, Options, Set, Stat, check};
 
 /// Numbers that are on an edge.
 const EDGES: [u64; 12] = [
@@ -526,6 +527,28 @@ proptest! {
     #[test]
     fn one_lie_told_all_the_time_is_survived(first in collection::vec(Just(Lie::Truth), 0..2), lie in lie()) {
         run(first.into_iter().chain([lie]).collect());
+    }
+}
+
+/// What no lie above shows, as nothing in reach of a call goes wrong at once: what was not asked for is kept, or for too long.
+#[tokio::test]
+async fn what_was_not_asked_for_is_refused_and_no_lease_is_endless() {
+    let want = Want::Record(Key::Inode(Ino(2)));
+    let answer = |ino: u64| Answer {
+        records: vec![(Key::Inode(Ino(ino)), Some(Record::Inode(Box::new(inode(ino)))))],
+        complete: true,
+    };
+    let wants = std::slice::from_ref(&want);
+    assert!(check::answers(wants, &[answer(2)]).is_ok());
+    for answers in [vec![answer(3)], vec![], vec![answer(2), answer(2)]] {
+        let error = check::answers(wants, &answers).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{answers:?}");
+    }
+    let open = OpenSession { volume: None, read_only: false, client: "test".to_owned() };
+    let mut grant = Arc::new(Daemon::default()).open_session(&open).await.unwrap();
+    for (told_ms, believed_s) in [(15_000, 15), (u64::MAX, 3600)] {
+        grant.lease_ms = told_ms;
+        assert_eq!(lease(&grant), Duration::from_secs(believed_s));
     }
 }
 
