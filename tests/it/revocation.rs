@@ -137,13 +137,14 @@ async fn a_mount_whose_user_is_let_in_no_more_says_so_and_can_be_unmounted() {
     for user in ["alice", "ursula"] {
         new_user(&admin, user).await;
     }
-    let by_password = cluster.mount_as("alice", &password_of("alice"), "by-password", "");
+    // A mount that takes the refusal for an absence would wait for so long, which nothing can cut short.
+    let by_password = cluster.mount_as("alice", &password_of("alice"), "by-password", "offline_timeout=20s");
     let ursula = cluster.login("ursula", &password_of("ursula")).await;
     let created = done(ursula.request("POST", "/v1/tokens").json(&json!({"name": "mount"}))).await;
     let credentials = cluster.root().join("credentials");
     fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&credentials).unwrap();
     fs::write(&credentials, format!("token = {}\n", created["token"])).unwrap();
-    let options = format!("credentials={}", credentials.display());
+    let options = format!("offline_timeout=20s,credentials={}", credentials.display());
     let by_token = cluster.mount_as("", "", "by-token", &options);
     for mount in [&by_password, &by_token] {
         fs::write(mount.path().join("kept"), noise(1, 100_000)).unwrap();
