@@ -309,8 +309,8 @@ impl Accounts {
         };
         self.visits.end(|pass| pass.user == before.id);
         self.homes.end_sessions(before.id).await;
-        self.homes.revoke_grants(before.id).await?;
-        self.homes.remove(before.home).await
+        self.homes.remove(before.home).await?;
+        self.homes.revoke_grants(before.id).await
     }
 }
 

@@ -634,6 +634,9 @@ async fn shared_volumes_are_made_by_admins_and_known_to_those_who_have_a_grant()
         json!([granted])
     );
 
+    let changed = call(Method::PATCH, "/v1/volumes/team", &admin, Some(json!({"quota_files": 7})), 200).await;
+    assert_eq!((&changed["quota_bytes"], &changed["quota_files"]), (&json!(1000), &json!(7)));
+
     // What the kernel would keep from coming is refused here as well.
     let session = call(Method::POST, "/fs/v1/sessions", &alice, Some(mount.clone()), 201).await;
     assert_eq!(session["read_only"], true);
@@ -653,8 +656,6 @@ async fn shared_volumes_are_made_by_admins_and_known_to_those_who_have_a_grant()
     let usage = json!({"wants": [{"record": "usage"}]});
     call(Method::POST, &path(&id, "reads"), &alice, Some(usage.clone()), 200).await;
 
-    let changed = call(Method::PATCH, "/v1/volumes/team", &admin, Some(json!({"quota_files": 7})), 200).await;
-    assert_eq!((&changed["quota_bytes"], &changed["quota_files"]), (&json!(1000), &json!(7)));
     call(Method::DELETE, grant, &admin, None, 204).await;
     call(Method::DELETE, grant, &admin, None, 404).await;
     call(Method::POST, &path(&id, "reads"), &alice, Some(usage.clone()), 410).await;

@@ -204,6 +204,7 @@ impl Volumes {
         };
         let more = found.len() > limit;
         found.truncate(limit);
+        let next_cursor = found.last().filter(|_| more).map(|seen| seen.name.clone());
         let mut volumes = Vec::new();
         for seen in found {
             match self.describe(seen).await {
@@ -213,7 +214,6 @@ impl Volumes {
                 Err(error) => return Err(error),
             }
         }
-        let next_cursor = volumes.last().filter(|_| more).map(|volume| volume.name.clone());
         Ok(api::VolumePage { volumes, next_cursor })
     }
 
@@ -270,8 +270,8 @@ impl Volumes {
         Ok(())
     }
 
-    /// Grants a user a volume, or changes what the user may do there. What was granted for reading only before, mounts
-    /// see when they are mounted anew; less than before ends the user's sessions.
+    /// Grants a user a volume, or changes what the user may do there. More than before counts for sessions that are opened from then
+    /// on; less ends the user's sessions.
     ///
     /// # Errors
     /// `NotFound`; `TooManyRequests` when there are too many grants.

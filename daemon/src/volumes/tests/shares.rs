@@ -80,12 +80,12 @@ async fn a_grant_opens_a_volume_for_what_it_says_and_outlives_a_restart() {
     let reading = world.session_on("team").await.unwrap().session;
     world.grant_ann("team", Access::Write).await;
     assert_eq!(kind(world.create_as(reading, 1, "f", 2).await), ErrorKind::ReadOnly);
-    let writing = world.session_on("team").await.unwrap();
-    let first = world.sessions.inodes(&world.caller, writing.session).await.unwrap().first.0;
     world.sessions.close(&world.caller, reading).await.unwrap();
-    world.create_as(writing.session, 1, "f", first).await.unwrap();
     let quota = ChangeVolume { quota_files: Some(2), ..ChangeVolume::default() };
     world.volumes.change_shared(&admin(), "team", &quota).await.unwrap();
+    let writing = world.session_on("team").await.unwrap();
+    let first = world.sessions.inodes(&world.caller, writing.session).await.unwrap().first.0;
+    world.create_as(writing.session, 1, "f", first).await.unwrap();
     world.create_as(writing.session, 2, "g", first + 1).await.unwrap();
     assert_eq!(kind(world.create_as(writing.session, 3, "h", first + 2).await), ErrorKind::QuotaExceeded);
     world.grant_ann("team", Access::Read).await;
