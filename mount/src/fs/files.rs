@@ -250,7 +250,7 @@ impl Fs {
             offset,
             length: hole,
             size: if mode & libc::FALLOC_FL_KEEP_SIZE == 0 { end } else { 0 },
-            clear_privileges: by.uid != 0,
+            clear_privileges: self.options.ids.acting(by).uid != 0,
             time: self.clock.now(),
         };
         self.data.commit(&file.data, true, Some(punch)).await.map(drop)
@@ -284,7 +284,7 @@ impl Fs {
             from: source.ino,
             from_offset,
             length,
-            clear_privileges: by.uid != 0,
+            clear_privileges: self.options.ids.acting(by).uid != 0,
             time: self.clock.now(),
         };
         match self.data.commit(&target.data, true, Some(clone)).await {
