@@ -1,6 +1,9 @@
 //! axum's extractors, with problem bodies for what they refuse.
 
-use axum::extract::{FromRequest, FromRequestParts, Request, rejection};
+use axum::body::Bytes;
+use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -8,6 +11,7 @@ use serde::de::DeserializeOwned;
 use tandemfs::Error;
 
 use super::Problem;
+use super::wire::is;
 
 /// A JSON body, in both directions.
 #[derive(Clone, Debug)]
@@ -17,15 +21,19 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        match axum::Json::from_request(request, state).await {
+        if !is(request.headers(), CONTENT_TYPE, "application/json") {
+            return Err(Error::unsupported_media("send JSON, as Content-Type: application/json").into());
+        }
+        let body = Bytes::from_request(request, state).await.map_err(|rejection| {
+            Problem(match rejection.status() {
+                StatusCode::PAYLOAD_TOO_LARGE => Error::too_large("the body"),
+                _ => Error::invalid(rejection.body_text()),
+            })
+        })?;
+        require_object(&body)?;
+        match axum::Json::from_bytes(&body) {
             Ok(axum::Json(value)) => Ok(Self(value)),
-            Err(rejection) => Err(Problem(match rejection {
-                rejection::JsonRejection::MissingJsonContentType(_) => {
-                    Error::unsupported_media("send JSON, as Content-Type: application/json")
-                }
-                other if other.status().as_u16() == 413 => Error::too_large("the body"),
-                other => Error::invalid(other.body_text()),
-            })),
+            Err(rejection) => Err(Problem(Error::invalid(rejection.body_text()))),
         }
     }
 }
@@ -34,6 +42,17 @@ impl<T: Serialize> IntoResponse for Json<T> {
     fn into_response(self) -> Response {
         axum::Json(self.0).into_response()
     }
+}
+
+/// Refuses JSON that is no object: serde would also take an array of the fields' values in the order of their declaration.
+///
+/// # Errors
+/// `Invalid`.
+pub(super) fn require_object(body: &[u8]) -> Result<(), Error> {
+    if body.trim_ascii_start().starts_with(b"{") {
+        return Ok(());
+    }
+    Err(Error::invalid("the body is not a JSON object"))
 }
 
 /// The parts of the path.

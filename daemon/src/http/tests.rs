@@ -292,6 +292,7 @@ async fn bad_requests_get_problems() {
     let cases: Vec<(&str, &str, &str, Vec<u8>, u16)> = vec![
         ("POST", "/login", json, b"{".to_vec(), 400),
         ("POST", "/login", json, b"".to_vec(), 400),
+        ("POST", "/login", json, br#"["admin", "admin123"]"#.to_vec(), 400),
         ("POST", "/login", json, b"[1e400]".to_vec(), 400),
         ("POST", "/login", json, deep.into_bytes(), 400),
         ("POST", "/login", json, big.into_bytes(), 413),

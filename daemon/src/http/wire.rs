@@ -12,6 +12,7 @@ use std::convert::Infallible;
 use tandemfs::{Error, codec};
 
 use super::Problem;
+use super::extract::require_object;
 
 /// A body in either encoding.
 pub(super) struct Wire<T>(pub(super) T);
@@ -36,6 +37,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Wire<T> {
                 Error::unsupported_media(format!("send application/json or {}", codec::MEDIA_TYPE)).into()
             );
         }
+        require_object(&body)?;
         serde_json::from_slice(&body).map(Self).map_err(|error| Problem(Error::invalid(error.to_string())))
     }
 }
@@ -76,7 +78,7 @@ impl Accepts {
 }
 
 /// Whether a header names a media type, among others.
-fn is(headers: &HeaderMap, name: HeaderName, media_type: &str) -> bool {
+pub(super) fn is(headers: &HeaderMap, name: HeaderName, media_type: &str) -> bool {
     let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
     values
         .flat_map(|value| value.split(','))

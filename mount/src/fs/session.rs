@@ -478,6 +478,8 @@ impl Session {
                     }
                     Err(error) => {
                         uncertain |= error.kind().is_retryable();
+                        // It may tell of what others have done before the event of that comes, and what is cached must not deny it.
+                        self.cache.drop_keys(0, &entries(&batch.mutations));
                         self.pause(error, start, &mut pause).await?;
                     }
                 }
@@ -547,4 +549,23 @@ impl Session {
 /// How long what is cached may be used after a sign of life.
 pub(super) fn lease(grant: &SessionGrant) -> Duration {
     Duration::from_millis(grant.lease_ms).min(LEASE_MAX)
+}
+
+/// The entries that mutations name.
+fn entries(mutations: &[Mutation]) -> Vec<Key> {
+    let mut keys = Vec::new();
+    for mutation in mutations {
+        match mutation {
+            Mutation::Create { parent, name, .. }
+            | Mutation::Link { parent, name, .. }
+            | Mutation::Unlink { parent, name, .. }
+            | Mutation::RemoveDirectory { parent, name, .. } => keys.push(Key::Entry(*parent, name.clone())),
+            Mutation::Rename { parent, name, new_parent, new_name, .. } => {
+                keys.push(Key::Entry(*parent, name.clone()));
+                keys.push(Key::Entry(*new_parent, new_name.clone()));
+            }
+            _ => (),
+        }
+    }
+    keys
 }

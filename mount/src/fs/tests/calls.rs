@@ -100,6 +100,25 @@ async fn what_was_removed_while_the_kernel_opens_it_is_stale() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_is_told_that_a_name_is_taken_finds_it() {
+    let daemon = Arc::new(Daemon::default());
+    let (one, two) = (mount(&daemon).await, mount(&daemon).await);
+    // Both have inode numbers to give away, and one knows that there is no such file.
+    make(&one, "one", b"").await;
+    make(&two, "two", b"").await;
+    assert_eq!(one.lookup(Ino::ROOT, b"new").await.unwrap_err().kind(), ErrorKind::NotFound);
+    let theirs = two.create(ROOT, Ino::ROOT, b"new", 0o644.into(), 0);
+    // In one go, so that the event of their creation cannot come in between.
+    let ours = async {
+        let made = one.create(ROOT, Ino::ROOT, b"new", 0o644.into(), 0).await;
+        assert_eq!(made.unwrap_err().kind(), ErrorKind::Stale, "the kernel is to look again");
+        one.lookup(Ino::ROOT, b"new").await
+    };
+    let (theirs, ours) = futures::join!(theirs, ours);
+    assert_eq!(ours.unwrap().inode.ino, theirs.unwrap().0.inode.ino);
+}
+
+#[tokio::test(start_paused = true)]
 async fn opening_waits_for_a_removal_on_the_same_mount() {
     let daemon = Arc::new(Daemon::default());
     let fs = mount(&daemon).await;
