@@ -23,7 +23,7 @@ usage: tandem-mount URL DIRECTORY [-o option,option=…] [-f] [-v]
        subdir=PATH           a directory of the volume instead of all of it
        credentials=FILE      a file of mode 0600 with `token = \"…\"`, or `username = \"…\"` and `password = \"…\"`
        ca=FILE               trust the authorities in this file (PEM), and no others
-       memory=SIZE           for all buffers and caches together, 128M if not given
+       memory=SIZE           for all buffers and caches together, 96M if not given
        offline_timeout=TIME  how long calls wait for a daemon that is away, 5min if not given
        log=FILE              where to log to in the background
        root_squash, all_squash, no_root_squash, anonuid=N, anongid=N
@@ -143,7 +143,7 @@ impl Default for MountOptions {
             subdir: Vec::new(),
             credentials: None,
             ca: None,
-            memory: 128 << 20,
+            memory: 96 << 20,
             offline_timeout: Duration::from_secs(300),
             log: None,
             read_only: false,

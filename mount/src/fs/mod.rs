@@ -71,7 +71,7 @@ impl Default for Options {
             sync: false,
             client: String::new(),
             offline_timeout: Duration::from_secs(300),
-            memory: 128 << 20,
+            memory: 96 << 20,
             root_owner: None,
             ids: Ids::default(),
         }

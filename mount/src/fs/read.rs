@@ -291,9 +291,10 @@ impl Reader {
         let session = &self.session;
         let socket = session.grant().short_circuit?;
         let file = session.remote.open_block(&socket, session.id(), id).await?;
+        let length = file.metadata().ok()?.len().min(OBJECT_MAX as u64 + 1);
+        // Here, and not there: the allocator keeps memory that was freed for each thread that has asked for it.
+        let mut object = Vec::with_capacity(usize::try_from(length).ok()?);
         let read = tokio::task::spawn_blocking(move || {
-            let length = file.metadata()?.len().min(OBJECT_MAX as u64 + 1);
-            let mut object = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
             file.take(length).read_to_end(&mut object)?;
             block::decode(&id, object.into())
         });
