@@ -60,18 +60,20 @@ async fn accept(app: App, listener: UnixListener) {
     }
 }
 
-/// Answers a connection, until the client is gone, its token is ended, or its session is.
+/// Answers a connection, until the client is gone, its token is ended or has expired, or its session is ended.
 async fn answer(app: &App, stream: UnixStream) -> Result<()> {
     let mut server = Server::new(stream);
     let Ok(greeting) = timeout(GREETING_TIMEOUT, server.greeted()).await else { return Ok(()) };
     let (session, token) = greeting?;
-    let (caller, visit) = app.accounts.authenticate(&token).await?;
+    let (_, visit) = app.accounts.authenticate(&token).await?;
     let mut cut = std::pin::pin!(visit.cut());
     loop {
         let block = tokio::select! {
             block = server.asked() => block?,
             () = &mut cut => return Ok(()),
         };
+        // Each is a request of its own, to be refused when the token has expired.
+        let (caller, _visit) = app.accounts.authenticate(&token).await?;
         let file = app.sessions.block_file(&caller, session, block).await?;
         if file.is_some() {
             COUNTERS.short_circuits.inc();

@@ -12,7 +12,7 @@ use tandemfs::id::BlockId;
 use tandemfs::short_circuit;
 
 use super::cluster::{Cluster, Rest, noise};
-use super::damage::objects;
+use super::damage::{config, objects};
 use super::metrics::{text, value};
 
 const LARGE: usize = 9 << 20;
@@ -111,4 +111,25 @@ async fn only_who_may_read_a_block_is_given_its_object() {
         assert_eq!(admin.request("POST", &path).send().await.unwrap().status(), 200);
     }
     assert!(of_ursula.open_block(&socket, session.session, &id).await.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_is_of_no_use_once_its_token_has_expired() {
+    let cluster = Cluster::start_with(&["--config", &config("token_ttl_s = 3\n")]);
+    let admin = cluster.login("admin", "admin123").await;
+    let client = Client::new(cluster.url(), Credentials::Token(admin.token.clone())).unwrap();
+    let grant = session(&client).await;
+    let data = noise(3, 1000);
+    let id = BlockId::of(&grant.key, &data);
+    client.put_block(grant.session, &id, data.into()).await.unwrap();
+    let socket = grant.short_circuit.expect("a socket");
+    let mut connection = short_circuit::Client::connect(&socket, grant.session, &admin.token).await.unwrap();
+    assert!(connection.open(&id).await.unwrap().is_some());
+    // Asking all the while keeps the session alive, not the token.
+    let ended = tokio::time::timeout(Duration::from_secs(10), async {
+        while connection.open(&id).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    ended.await.expect("it is refused");
 }
