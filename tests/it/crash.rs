@@ -13,6 +13,7 @@ use std::time::Duration;
 use super::cluster::{Cluster, Mount, noise};
 use super::shell::sh;
 
+/// So often the daemon is killed, unless `CRASH_KILLS` says otherwise.
 const KILLS: u64 = 20;
 
 /// What was acknowledged as durable: name, seed, length.
@@ -133,7 +134,8 @@ struct Load {
 
 impl Load {
     fn start(cluster: &Cluster) -> Self {
-        let mount = cluster.mount("m");
+        let log = format!("log={}", cluster.root().join("mount.log").display());
+        let mount = cluster.mount_as("admin", "admin123", "m", &log);
         fs::create_dir(mount.path().join("up")).expect("a directory");
         let stop = Arc::new(AtomicBool::new(false));
         let (written, uploaded) = (Acknowledged::default(), Acknowledged::default());
@@ -153,7 +155,8 @@ impl Load {
         self.stop.store(true, Ordering::SeqCst);
         fs::write(cluster.root().join("stop"), "").expect("a file");
         for thread in self.threads {
-            thread.join().expect("nothing happened to the load that may not happen");
+            let mount_log = fs::read_to_string(cluster.root().join("mount.log")).unwrap_or_default();
+            assert!(thread.join().is_ok(), "the load failed\n{}\n{mount_log}", cluster.log());
         }
         let (written, uploaded) =
             (self.written.lock().expect("the list"), self.uploaded.lock().expect("the list"));
@@ -171,10 +174,11 @@ impl Load {
 
 #[test]
 fn nothing_acknowledged_is_lost_when_the_daemon_is_killed() {
+    let kills = std::env::var("CRASH_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(KILLS);
     let mut cluster = Cluster::start();
     let load = Load::start(&cluster);
     let mut slowest = Duration::ZERO;
-    for kill in 0..KILLS {
+    for kill in 0..kills {
         thread::sleep(Duration::from_millis(150 + kill * 37 % 400));
         cluster.kill();
         // A clock of the test's own: how long until the daemon listens again.

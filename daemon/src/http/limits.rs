@@ -37,6 +37,8 @@ const UNTIMED: [&str; 5] = ["/upload", "/download/", "/fs/v1/", "/v1/uploads", "
 /// Where a token in a URL would be put. It would end in logs and histories, so such a request is refused.
 const QUERY_SECRETS: [&str; 5] = ["token", "access_token", "api_key", "authorization", "password"];
 const PLAIN_BYTES_MAX: usize = 16 << 10;
+/// A request that is not answered after so long is worth a line in the log.
+const SLOW: Duration = Duration::from_secs(10);
 
 /// The limits of one daemon.
 #[derive(Debug)]
@@ -111,7 +113,8 @@ async fn answer(limits: &Limits, request: Request, next: Next) -> Response {
     let place = Place::default();
     let mut request = watch_body(request, limits.idle, &stalled, &place);
     request.extensions_mut().insert(place.clone());
-    let run = AssertUnwindSafe(next.run(request)).catch_unwind();
+    let name = format!("{} {}", request.method(), request.uri().path());
+    let run = notice_slow(&name, AssertUnwindSafe(next.run(request)).catch_unwind());
     let response = if untimed {
         run.await
     } else {
@@ -136,6 +139,22 @@ async fn answer(limits: &Limits, request: Request, next: Next) -> Response {
         return Problem(cut::ended()).into_response();
     }
     if head { response } else { cut::answer(as_problem(response).await, place) }
+}
+
+/// Says in the log when something takes long: who looks for the cause of a stall has to know where to begin.
+async fn notice_slow<T>(name: &str, work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    match tokio::time::timeout(SLOW, &mut work).await {
+        Ok(done) => done,
+        Err(_) => {
+            log::warn!(
+                "request {}: {name:?} is not answered after {} s",
+                super::problem::request_id(),
+                SLOW.as_secs()
+            );
+            work.await
+        }
+    }
 }
 
 /// Refuses what another program on the way could understand differently (RFC 9112, sections 3.2 and 6.1). The rest of that,

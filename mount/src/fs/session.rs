@@ -77,6 +77,27 @@ struct Numbers {
     end: u64,
 }
 
+/// The tries of one request.
+struct Tries {
+    start: Instant,
+    /// When the first of them had failed.
+    failed: Option<Instant>,
+    /// How long to wait before the next.
+    pause: Duration,
+}
+
+impl Tries {
+    fn begin() -> Self {
+        Self { start: Instant::now(), failed: None, pause: PAUSE.0 }
+    }
+
+    /// Waits before the next.
+    async fn rest(&mut self, seconds: Option<u64>) {
+        sleep(seconds.map_or(self.pause, Duration::from_secs).min(PAUSE.1)).await;
+        self.pause = (self.pause * 2).min(PAUSE.1);
+    }
+}
+
 /// A batch's number; gives it back when it is dropped.
 struct Slot<'a> {
     session: &'a Session,
@@ -338,8 +359,7 @@ impl Session {
         &'a self,
         call: impl Fn(SessionId) -> BoxFuture<'a, Result<T>>,
     ) -> Result<T> {
-        let start = Instant::now();
-        let mut pause = PAUSE.0;
+        let mut tries = Tries::begin();
         loop {
             let (sent, id) = (Instant::now(), self.id());
             match call(id).await {
@@ -349,36 +369,33 @@ impl Session {
                 }
                 Err(error) if error.kind() == ErrorKind::SessionEnded => {
                     self.ended(id);
-                    self.renewed(id, start + self.offline_timeout).await?;
+                    self.renewed(id, tries.start + self.offline_timeout).await?;
                     // Sessions that end at once must not keep it busy for ever.
-                    sleep(pause).await;
-                    pause = (pause * 2).min(PAUSE.1);
+                    tries.rest(None).await;
                 }
-                Err(error) => {
-                    self.pause(error, start, &mut pause).await?;
-                }
+                Err(error) => self.try_again(error, &mut tries).await?,
             }
         }
     }
 
     /// Waits before the next try, or gives the error back if there is none.
-    async fn pause(&self, error: Error, start: Instant, pause: &mut Duration) -> Result<()> {
+    async fn try_again(&self, error: Error, tries: &mut Tries) -> Result<()> {
         if !error.kind().is_retryable() {
             return Err(error);
         }
         self.missed(&error);
         let now = Instant::now();
         let heard = self.state().heard;
-        if heard > start + PATIENCE {
+        if tries.failed.is_some_and(|failed| heard > failed + PATIENCE) {
             // It answers others of our requests, so it is not away: it cannot do this one.
             return Err(error);
         }
-        if now >= start + self.offline_timeout {
+        if now >= tries.start + self.offline_timeout {
             return Err(Error::timed_out("the daemon is away").because(error));
         }
         log::debug!("trying again: {error}");
-        sleep(error.retry_after_s().map_or(*pause, Duration::from_secs).min(PAUSE.1)).await;
-        *pause = (*pause * 2).min(PAUSE.1);
+        tries.failed.get_or_insert(now);
+        tries.rest(error.retry_after_s()).await;
         Ok(())
     }
 
@@ -433,13 +450,12 @@ impl Session {
                 Mutation::Unlink { .. } | Mutation::RemoveDirectory { .. } | Mutation::Rename { .. }
             )
         });
-        let start = Instant::now();
-        let mut pause = PAUSE.0;
+        let mut tries = Tries::begin();
         let mut uncertain = false;
         let _removal = victim.map(|ino| self.opens.removing(ino));
         let mut batch = Batch { sequence: 0, mutations, held: Vec::new() };
         'session: loop {
-            let slot = self.slot(start + self.offline_timeout).await?;
+            let slot = self.slot(tries.start + self.offline_timeout).await?;
             if only.is_some_and(|only| only != slot.id) {
                 return Err(Error::stale("the lock under which this was done was lost with the session"));
             }
@@ -468,9 +484,8 @@ impl Session {
                         if uncertain && !again {
                             return Err(Error::stale("the session ended while a change was under way"));
                         }
-                        self.renewed(slot.id, start + self.offline_timeout).await?;
-                        sleep(pause).await;
-                        pause = (pause * 2).min(PAUSE.1);
+                        self.renewed(slot.id, tries.start + self.offline_timeout).await?;
+                        tries.rest(None).await;
                         if creates {
                             return Err(error);
                         }
@@ -480,7 +495,7 @@ impl Session {
                         uncertain |= error.kind().is_retryable();
                         // It may tell of what others have done before the event of that comes, and what is cached must not deny it.
                         self.cache.drop_keys(0, &entries(&batch.mutations));
-                        self.pause(error, start, &mut pause).await?;
+                        self.try_again(error, &mut tries).await?;
                     }
                 }
             }

@@ -42,6 +42,8 @@ pub(crate) struct Daemon {
     pub(crate) denies: AtomicBool,
     /// Blocks are refused.
     pub(crate) full: AtomicBool,
+    /// So many blocks get lost on the way: they are not answered, until their sender gives up.
+    pub(crate) swallow_blocks: AtomicU64,
     /// Reads wait here after they have been answered.
     pub(crate) hold_reads: AtomicBool,
     pub(crate) reads_held: AtomicU64,
@@ -564,6 +566,11 @@ impl Remote for Daemon {
         self.session(session, |_| ())?;
         if self.full.load(Ordering::SeqCst) {
             return Err(Error::no_space("nodes"));
+        }
+        if self.swallow_blocks.load(Ordering::SeqCst) > 0 {
+            self.swallow_blocks.fetch_sub(1, Ordering::SeqCst);
+            tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+            return Err(Error::unavailable("does not answer"));
         }
         assert_eq!(BlockId::of(&VolumeKey([7; 32]), &data), block);
         self.state.lock().unwrap().blocks.insert(block, data);
