@@ -123,6 +123,11 @@ fn verify(directory: &std::path::Path, list: &[(String, u64, usize)], content_of
     }
 }
 
+fn logs(cluster: &Cluster) -> String {
+    let mount = fs::read_to_string(cluster.root().join("mount.log")).unwrap_or_default();
+    format!("{}\nThe mount:\n{mount}", cluster.log())
+}
+
 /// A writer in a mount and an uploader beside it.
 struct Load {
     mount: Mount,
@@ -155,8 +160,7 @@ impl Load {
         self.stop.store(true, Ordering::SeqCst);
         fs::write(cluster.root().join("stop"), "").expect("a file");
         for thread in self.threads {
-            let mount_log = fs::read_to_string(cluster.root().join("mount.log")).unwrap_or_default();
-            assert!(thread.join().is_ok(), "the load failed\n{}\n{mount_log}", cluster.log());
+            assert!(thread.join().is_ok(), "the load failed\n{}", logs(cluster));
         }
         let (written, uploaded) =
             (self.written.lock().expect("the list"), self.uploaded.lock().expect("the list"));
@@ -180,6 +184,14 @@ fn nothing_acknowledged_is_lost_when_the_daemon_is_killed() {
     let mut slowest = Duration::ZERO;
     for kill in 0..kills {
         thread::sleep(Duration::from_millis(150 + kill * 37 % 400));
+        // On a busy disk a file may take longer than that.
+        let written = load.written.lock().unwrap().len();
+        for _ in 0..50 {
+            if load.written.lock().unwrap().len() != written {
+                break;
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
         cluster.kill();
         // A clock of the test's own: how long until the daemon listens again.
         #[expect(clippy::disallowed_methods, reason = "a test measures real time")]
@@ -189,7 +201,7 @@ fn nothing_acknowledged_is_lost_when_the_daemon_is_killed() {
     }
     println!("slowest start {slowest:?}");
     thread::sleep(Duration::from_millis(500));
-    assert!(load.written.lock().unwrap().len() > 20, "there was hardly any load");
+    assert!(load.written.lock().unwrap().len() > 20, "there was hardly any load\n{}", logs(&cluster));
     load.end(&mut cluster);
 }
 
