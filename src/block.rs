@@ -7,16 +7,19 @@ use std::ops::Range;
 use twox_hash::XxHash3_128;
 
 use crate::id::{BlockId, VolumeId};
+use crate::pages::Pages;
 use crate::{Error, Result};
 
 /// The most data that a block has.
 pub const DATA_MAX: usize = 4 << 20;
 /// How many stored bytes each checksum of the table covers; the last one may cover fewer.
 pub const PIECE: usize = 64 << 10;
-/// What disks want the addresses of large objects to be multiples of, to write them without copying (open(2), `O_DIRECT`).
+/// What disks want addresses, offsets and lengths to be multiples of, to write without copying (open(2), `O_DIRECT`).
 pub const ALIGN: usize = 4096;
+/// From so much data on, zeros fill the header and the data up to multiples of [`ALIGN`].
+pub const ALIGNED_MIN: usize = 1 << 20;
 /// The length of the longest header: who reads so much from the beginning of an object has all of its header.
-pub const HEADER_MAX: usize = FIXED + DATA_MAX.div_ceil(PIECE) * CHECK + CHECK;
+pub const HEADER_MAX: usize = ALIGN;
 /// The length of the longest object.
 pub const OBJECT_MAX: usize = HEADER_MAX + DATA_MAX;
 
@@ -39,31 +42,39 @@ fn corrupt(what: &str) -> Error {
     Error::corrupt(format!("object: {what}"))
 }
 
-/// Makes the object of a block, at an address that is a multiple of [`ALIGN`].
+/// Makes the object of a block. One of [`ALIGNED_MIN`] bytes and more lies in [`Pages`].
 ///
 /// # Errors
-/// `TooLarge` for more than [`DATA_MAX`] bytes.
+/// `TooLarge` for more than [`DATA_MAX`] bytes; `Unavailable` without memory.
 pub fn encode(volume: VolumeId, id: &BlockId, data: &[u8]) -> Result<Bytes> {
     let length = u32::try_from(data.len()).ok().filter(|_| data.len() <= DATA_MAX);
     let length = length.ok_or_else(|| Error::too_large(format!("a block of {} bytes", data.len())))?;
-    let mut buffer: Vec<u8> = Vec::with_capacity(ALIGN + header_len(data.len()) + data.len());
-    let start = buffer.as_ptr().align_offset(ALIGN).min(ALIGN);
-    buffer.resize(start, 0);
-    buffer.extend(MAGIC);
-    buffer.extend(VERSION.to_be_bytes());
-    buffer.extend([CODEC_NONE, CIPHER_NONE]);
-    buffer.extend(KEY_NONE.to_be_bytes());
-    buffer.extend(volume.0.to_be_bytes());
-    buffer.extend(id.0);
-    buffer.extend(length.to_be_bytes()); // of the data
-    buffer.extend(length.to_be_bytes()); // as stored
-    debug_assert_eq!(buffer.len(), start + FIXED, "the layout of the header");
+    let mut header = Vec::with_capacity(header_len(data.len()));
+    header.extend(MAGIC);
+    header.extend(VERSION.to_be_bytes());
+    header.extend([CODEC_NONE, CIPHER_NONE]);
+    header.extend(KEY_NONE.to_be_bytes());
+    header.extend(volume.0.to_be_bytes());
+    header.extend(id.0);
+    header.extend(length.to_be_bytes()); // of the data
+    header.extend(length.to_be_bytes()); // as stored
+    debug_assert_eq!(header.len(), FIXED, "the layout of the header");
     for piece in data.chunks(PIECE) {
-        buffer.extend(check(piece));
+        header.extend(check(piece));
     }
-    buffer.extend(check(&buffer[start..]));
-    buffer.extend_from_slice(data);
-    Ok(Bytes::from(buffer).slice(start..))
+    header.extend(check(&header));
+    header.resize(header_len(data.len()), 0);
+    let end = header.len() + data.len();
+    if data.len() < ALIGNED_MIN {
+        header.extend_from_slice(data);
+        return Ok(header.into());
+    }
+    let object = object_len(length) as usize;
+    let mut pages = Pages::take()?;
+    pages[..header.len()].copy_from_slice(&header);
+    pages[header.len()..end].copy_from_slice(data);
+    pages[end..object].fill(0);
+    Ok(Bytes::from_owner(pages).slice(..object))
 }
 
 /// Checks a whole object and gives its data without copying it.
@@ -79,12 +90,16 @@ pub fn decode(id: &BlockId, object: Bytes) -> Result<Bytes> {
     if object.len() as u64 != header.object_len() {
         return Err(corrupt("wrong length"));
     }
-    header.cut(all, object.slice(header.len()..))
+    let end = header.len() + header.data_len() as usize;
+    check_filling(&object[end..])?;
+    header.cut(all, object.slice(header.len()..end))
 }
 
 /// The length of the object of a block with so many bytes.
 pub fn object_len(data: u32) -> u64 {
-    header_len(data as usize) as u64 + u64::from(data)
+    let data = data as usize;
+    let stored = if data < ALIGNED_MIN { data } else { data.next_multiple_of(ALIGN) };
+    (header_len(data) + stored) as u64
 }
 
 /// The header of an object, checked.
@@ -120,9 +135,10 @@ impl Header {
         if length != stored || data > DATA_MAX {
             return Err(corrupt("impossible lengths"));
         }
-        let end = header_len(data);
-        let header = object.get(..end).ok_or_else(|| corrupt("its header is cut off"))?;
-        let (checked, sum) = header.split_at(end - CHECK);
+        let header = object.get(..header_len(data)).ok_or_else(|| corrupt("its header is cut off"))?;
+        let (header, filling) = header.split_at(bare_header_len(data));
+        check_filling(filling)?;
+        let (checked, sum) = header.split_at(header.len() - CHECK);
         if check(checked) != sum {
             return Err(corrupt("wrong checksum of the header"));
         }
@@ -198,7 +214,15 @@ impl Header {
 }
 
 fn header_len(data: usize) -> usize {
+    if data < ALIGNED_MIN { bare_header_len(data) } else { ALIGN }
+}
+
+fn bare_header_len(data: usize) -> usize {
     FIXED + data.div_ceil(PIECE) * CHECK + CHECK
+}
+
+fn check_filling(filling: &[u8]) -> Result<()> {
+    if filling.iter().any(|byte| *byte != 0) { Err(corrupt("its filling is no zeros")) } else { Ok(()) }
 }
 
 fn take<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N]> {
@@ -209,7 +233,10 @@ fn take<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N]> {
 
 #[cfg(test)]
 mod tests {
-    use super::{ALIGN, Bytes, DATA_MAX, HEADER_MAX, Header, OBJECT_MAX, PIECE, XxHash3_128, decode, encode};
+    use super::{
+        ALIGN, ALIGNED_MIN, Bytes, DATA_MAX, HEADER_MAX, Header, OBJECT_MAX, PIECE, XxHash3_128, decode,
+        encode,
+    };
     use crate::ErrorKind;
     use crate::id::{BlockId, VolumeId};
     use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
@@ -221,14 +248,31 @@ mod tests {
         (0..length as u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
     }
 
-    /// Lengths around the borders of pieces.
-    const LENGTHS: [usize; 9] = [0, 1, 100, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE, DATA_MAX - 1, DATA_MAX];
+    /// Lengths around the borders of pieces, and of objects that are filled up.
+    const LENGTHS: [usize; 13] = [
+        0,
+        1,
+        100,
+        PIECE - 1,
+        PIECE,
+        PIECE + 1,
+        3 * PIECE,
+        ALIGNED_MIN - 1,
+        ALIGNED_MIN,
+        ALIGNED_MIN + 1,
+        DATA_MAX - ALIGN,
+        DATA_MAX - 1,
+        DATA_MAX,
+    ];
 
     #[test]
     fn what_was_encoded_is_decoded() {
         for length in LENGTHS {
             let object = encode(VOLUME, &ID, &data(length)).unwrap();
-            assert!(object.len() <= OBJECT_MAX && (object.as_ptr() as usize).is_multiple_of(ALIGN));
+            assert!(object.len() <= OBJECT_MAX);
+            let is_aligned =
+                object.len().is_multiple_of(ALIGN) && object.as_ptr().addr().is_multiple_of(ALIGN);
+            assert!(is_aligned || length < ALIGNED_MIN);
             let header = Header::parse(&object[..object.len().min(HEADER_MAX)]).unwrap();
             assert_eq!((header.volume(), header.id(), header.data_len()), (VOLUME, ID, length as u32));
             assert_eq!(header.object_len(), object.len() as u64);
@@ -307,6 +351,13 @@ mod tests {
         let mut long = object.to_vec();
         long.push(0);
         assert_eq!(decode(&ID, long.into()).unwrap_err().kind(), ErrorKind::Corrupt);
+        // The zeros that fill a large one up are checked as well.
+        let large = encode(VOLUME, &ID, &data(ALIGNED_MIN + 1)).unwrap();
+        for at in [ALIGN - 1, large.len() - 1] {
+            let mut bad = large.to_vec();
+            bad[at] = 1;
+            assert_eq!(decode(&ID, bad.into()).unwrap_err().kind(), ErrorKind::Corrupt);
+        }
         // Sound, but of another block: the files of two objects were swapped.
         assert_eq!(decode(&BlockId([1; 32]), object).unwrap_err().kind(), ErrorKind::Corrupt);
     }

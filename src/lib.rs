@@ -14,6 +14,7 @@ pub mod error;
 pub mod id;
 pub mod locks;
 pub mod name;
+pub mod pages;
 pub mod short_circuit;
 pub mod tree;
 
