@@ -60,8 +60,8 @@ impl std::fmt::Debug for Credentials {
 
 /// A client of one daemon. Clones share their connections and their login.
 ///
-/// A daemon that cannot be reached or that does not answer in time gives `Unavailable`; [`is_refused`] tells the
-/// first from the second. All other errors are the daemon's own.
+/// A daemon that cannot be reached gives `Unavailable`, which [`is_refused`] tells from others of that kind; one that does not answer in
+/// time gives `TimedOut`. All other errors are the daemon's own.
 #[derive(Clone, Debug)]
 pub struct Client {
     transport: Arc<Transport>,

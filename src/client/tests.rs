@@ -258,7 +258,7 @@ async fn no_answer_in_time() {
     // Time stands still from here on, and moves to the next timer when there is nothing else to do.
     tokio::time::pause();
     let error = request.await.unwrap().unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert_eq!(error.kind(), ErrorKind::TimedOut);
     assert!(!is_refused(&error));
 }
 

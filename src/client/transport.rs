@@ -418,7 +418,8 @@ impl Transport {
     }
 
     async fn within<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        timeout(REQUEST_TIMEOUT, work).await.unwrap_or_else(|_| Err(self.unavailable("does not answer")))
+        let silent = || Error::timed_out(format!("{} does not answer", self.url));
+        timeout(REQUEST_TIMEOUT, work).await.unwrap_or_else(|_| Err(silent()))
     }
 
     fn unavailable(&self, what: &str) -> Error {

@@ -80,15 +80,15 @@ struct Numbers {
 /// The tries of one request.
 struct Tries {
     start: Instant,
-    /// When the first of them had failed.
-    failed: Option<Instant>,
+    /// When the daemon first said that it cannot do it now.
+    declined: Option<Instant>,
     /// How long to wait before the next.
     pause: Duration,
 }
 
 impl Tries {
     fn begin() -> Self {
-        Self { start: Instant::now(), failed: None, pause: PAUSE.0 }
+        Self { start: Instant::now(), declined: None, pause: PAUSE.0 }
     }
 
     /// Waits before the next.
@@ -386,7 +386,7 @@ impl Session {
         self.missed(&error);
         let now = Instant::now();
         let heard = self.state().heard;
-        if tries.failed.is_some_and(|failed| heard > failed + PATIENCE) {
+        if tries.declined.is_some_and(|declined| heard > declined + PATIENCE) {
             // It answers others of our requests, so it is not away: it cannot do this one.
             return Err(error);
         }
@@ -394,7 +394,9 @@ impl Session {
             return Err(Error::timed_out("the daemon is away").because(error));
         }
         log::debug!("trying again: {error}");
-        tries.failed.get_or_insert(now);
+        if error.kind() != ErrorKind::TimedOut {
+            tries.declined.get_or_insert(now);
+        }
         tries.rest(error.retry_after_s()).await;
         Ok(())
     }

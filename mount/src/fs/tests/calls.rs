@@ -268,7 +268,7 @@ async fn credentials_that_do_not_count_any_more_end_every_call_at_once_until_the
 async fn a_request_that_was_lost_is_sent_again_though_others_are_answered_meanwhile() {
     let daemon = Arc::new(Daemon::default());
     let fs = mount(&daemon).await;
-    daemon.swallow_blocks.store(1, Ordering::SeqCst);
+    daemon.swallow_blocks.store(3, Ordering::SeqCst);
     let ino = make(&fs, "a", b"data").await;
     assert_eq!(daemon.swallow_blocks.load(Ordering::SeqCst), 0, "the block was sent");
     assert_eq!(content(&fs, ino).await, b"data");

@@ -570,7 +570,7 @@ impl Remote for Daemon {
         if self.swallow_blocks.load(Ordering::SeqCst) > 0 {
             self.swallow_blocks.fetch_sub(1, Ordering::SeqCst);
             tokio::time::sleep(std::time::Duration::from_secs(60)).await;
-            return Err(Error::unavailable("does not answer"));
+            return Err(Error::timed_out("does not answer"));
         }
         assert_eq!(BlockId::of(&VolumeKey([7; 32]), &data), block);
         self.state.lock().unwrap().blocks.insert(block, data);
