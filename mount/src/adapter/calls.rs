@@ -238,12 +238,19 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let ((fs, ino), data) = (self.on(ino), data.to_vec());
+        let (fs, ino) = self.on(ino);
         let how = How {
             from_cache: write_flags.contains(WriteFlags::FUSE_WRITE_CACHE),
             clear_privileges: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
             append: false,
         };
+        let _runtime = self.runtime.enter();
+        match fs.write_at_once(handle.0, offset, data, how) {
+            Some(Ok(written)) => return reply.written(written.bytes),
+            Some(Err(error)) => return reply.error(errno(&error)),
+            None => (),
+        }
+        let data = data.to_vec();
         self.run(async move {
             match fs.write(handle.0, offset, &data, how).await {
                 Ok(written) => {

@@ -4,6 +4,10 @@ use std::collections::BTreeMap;
 
 use bytes::{Bytes, BytesMut};
 use tandemfs::id::BlockId;
+use tandemfs::tree::CHUNK_SIZE;
+
+/// Whoever writes so much at once goes on.
+const MUCH: usize = 128 << 10;
 
 /// Written bytes of one chunk of a file.
 #[derive(Debug, Default)]
@@ -50,7 +54,7 @@ impl Buffer {
         let left = self.segments.range(..=start).next_back().map(|(at, data)| (*at, at + data.len() as u32));
         let (at, mut segment) = match left {
             Some((at, left_end)) if left_end >= start => (at, self.segments.remove(&at).unwrap_or_default()),
-            _ => (start, BytesMut::new()),
+            _ => (start, BytesMut::with_capacity(room(start, data.len()))),
         };
         self.bytes -= segment.len();
         let within = (start - at) as usize;
@@ -104,6 +108,12 @@ impl Buffer {
         }
         (block.freeze(), parts)
     }
+}
+
+/// What a new segment is given room for: the rest of the chunk when it begins with much, for then more will follow, and growing would
+/// copy it again and again. Memory that is not written to takes no room.
+fn room(start: u32, bytes: usize) -> usize {
+    if bytes < MUCH { bytes } else { (CHUNK_SIZE as usize).saturating_sub(start as usize).max(bytes) }
 }
 
 /// Where the bytes of a piece of a file are.

@@ -290,41 +290,77 @@ impl Data {
         // An append that is cut in two must not be sent by halves: somebody else's could get between them.
         let is_cut = offset % CHUNK_SIZE + data.len() as u64 > CHUNK_SIZE;
         let _order = if how.append && is_cut { Some(file.commit.lock().await) } else { None };
-        let end = offset.checked_add(data.len() as u64).filter(|end| *end <= FILE_SIZE_MAX);
-        end.ok_or_else(|| Error::too_large("the file would be longer than a file can be"))?;
-        let locked_by = self.session.locks.session_of(file.ino);
+        check_end(offset, data.len())?;
         let mut at = offset;
         while !data.is_empty() {
-            let (chunk, start) = (at / CHUNK_SIZE, (at % CHUNK_SIZE) as u32);
-            let (now, later) = data.split_at(data.len().min(CHUNK_SIZE as usize - start as usize));
+            let (now, later) = data.split_at(data.len().min((CHUNK_SIZE - at % CHUNK_SIZE) as usize));
             let permit = self.room(now.len() as u32, !how.from_cache).await;
-            let full = {
-                let mut state = file.lock();
-                state.appended = how.append && (state.appended || !state.is_dirty());
-                state.time = Some(self.clock.now());
-                state.since.get_or_insert_with(Instant::now);
-                state.clear_privileges |= how.clear_privileges;
-                state.only = state.only.or(locked_by);
-                let dirty = state.buffers.entry(chunk).or_default();
-                let before = dirty.buffer.bytes();
-                dirty.buffer.write(start, now);
-                let grown = dirty.buffer.bytes() - before;
-                if let Some(mut permit) = permit {
-                    drop(permit.split(permit.num_permits().saturating_sub(grown)));
-                    match &mut dirty.permit {
-                        Some(held) => held.merge(permit),
-                        none => *none = Some(permit),
-                    }
-                }
-                dirty.buffer.bytes() == CHUNK_SIZE as usize
-            };
-            if full {
-                self.seal(file, Some(chunk));
-            }
+            self.lay(file, at, now, permit, how);
             at += now.len() as u64;
             data = later;
         }
         Ok(())
+    }
+
+    /// Writes if there is memory for all of it, and it is no append. Answers whether that was so.
+    ///
+    /// # Errors
+    /// `TooLarge`.
+    pub fn try_write(
+        self: &Arc<Self>,
+        file: &Arc<FileData>,
+        offset: u64,
+        mut data: &[u8],
+        how: How,
+    ) -> Result<bool> {
+        check_end(offset, data.len())?;
+        let Ok(mut permit) = Arc::clone(&self.memory).try_acquire_many_owned(data.len() as u32) else {
+            return Ok(false);
+        };
+        let mut at = offset;
+        while !data.is_empty() {
+            let (now, later) = data.split_at(data.len().min((CHUNK_SIZE - at % CHUNK_SIZE) as usize));
+            self.lay(file, at, now, permit.split(now.len()), how);
+            at += now.len() as u64;
+            data = later;
+        }
+        Ok(true)
+    }
+
+    /// Lays bytes that end within their chunk over what is there.
+    fn lay(
+        self: &Arc<Self>,
+        file: &Arc<FileData>,
+        at: u64,
+        data: &[u8],
+        permit: Option<OwnedSemaphorePermit>,
+        how: How,
+    ) {
+        let locked_by = self.session.locks.session_of(file.ino);
+        let (chunk, start) = (at / CHUNK_SIZE, (at % CHUNK_SIZE) as u32);
+        let full = {
+            let mut state = file.lock();
+            state.appended = how.append && (state.appended || !state.is_dirty());
+            state.time = Some(self.clock.now());
+            state.since.get_or_insert_with(Instant::now);
+            state.clear_privileges |= how.clear_privileges;
+            state.only = state.only.or(locked_by);
+            let dirty = state.buffers.entry(chunk).or_default();
+            let before = dirty.buffer.bytes();
+            dirty.buffer.write(start, data);
+            let grown = dirty.buffer.bytes() - before;
+            if let Some(mut permit) = permit {
+                drop(permit.split(permit.num_permits().saturating_sub(grown)));
+                match &mut dirty.permit {
+                    Some(held) => held.merge(permit),
+                    none => *none = Some(permit),
+                }
+            }
+            dirty.buffer.bytes() == CHUNK_SIZE as usize
+        };
+        if full {
+            self.seal(file, Some(chunk));
+        }
     }
 
     async fn room(self: &Arc<Self>, bytes: u32, wait: bool) -> Option<OwnedSemaphorePermit> {
@@ -537,6 +573,14 @@ impl Data {
             // Its failures are remembered and logged.
             let _failed = data.commit_older(DIRTY_AGE).await;
         }
+    }
+}
+
+/// Whether a file may be as long as a write would make it.
+fn check_end(offset: u64, length: usize) -> Result<()> {
+    match offset.checked_add(length as u64) {
+        Some(end) if end <= FILE_SIZE_MAX => Ok(()),
+        _ => Err(Error::too_large("the file would be longer than a file can be")),
     }
 }
 

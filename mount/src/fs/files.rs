@@ -99,6 +99,9 @@ impl Fs {
     /// # Errors
     /// A failure of an earlier write, `TooLarge`, those of the daemon with O_SYNC.
     pub async fn write(&self, handle: u64, offset: u64, data: &[u8], how: How) -> Result<Written> {
+        if let Some(written) = self.write_at_once(handle, offset, data, how) {
+            return written;
+        }
         let file = self.usable(handle)?;
         self.writable()?;
         if !how.from_cache {
@@ -123,6 +126,26 @@ impl Fs {
             self.commit(&file).await?;
         }
         Ok(Written { bytes: data.len() as u32, moved: at != offset })
+    }
+
+    /// write, if that can be done without waiting and without a copy of the data; `None` asks for [`Fs::write`].
+    pub fn write_at_once(&self, handle: u64, offset: u64, data: &[u8], how: How) -> Option<Result<Written>> {
+        let file = self.usable(handle).ok()?;
+        let waits = self.options.sync || file.flags & (libc::O_APPEND | libc::O_DSYNC) != 0;
+        if waits || how.from_cache || file.data.appended_at().is_some() {
+            return None;
+        }
+        let check = || {
+            self.writable()?;
+            self.session.allowed()?;
+            file.report()
+        };
+        let written = check().and_then(|()| self.data.try_write(&file.data, offset, data, how));
+        match written {
+            Ok(true) => Some(Ok(Written { bytes: data.len() as u32, moved: false })),
+            Ok(false) => None,
+            Err(error) => Some(Err(error)),
+        }
     }
 
     /// Sends what was written to the file. An orphan is not worth it.
