@@ -2,13 +2,16 @@
 //!
 //! An object can be checked by who has no key of the volume, and a part of it can be read and checked alone.
 
+mod draft;
+
 use bytes::Bytes;
 use std::ops::Range;
 use twox_hash::XxHash3_128;
 
 use crate::id::{BlockId, VolumeId};
-use crate::pages::Pages;
 use crate::{Error, Result};
+
+pub use draft::Draft;
 
 /// The most data that a block has.
 pub const DATA_MAX: usize = 4 << 20;
@@ -42,13 +45,17 @@ fn corrupt(what: &str) -> Error {
     Error::corrupt(format!("object: {what}"))
 }
 
-/// Makes the object of a block. One of [`ALIGNED_MIN`] bytes and more lies in [`Pages`].
+/// Makes the object of a block.
 ///
 /// # Errors
 /// `TooLarge` for more than [`DATA_MAX`] bytes; `Unavailable` without memory.
 pub fn encode(volume: VolumeId, id: &BlockId, data: &[u8]) -> Result<Bytes> {
-    let length = u32::try_from(data.len()).ok().filter(|_| data.len() <= DATA_MAX);
-    let length = length.ok_or_else(|| Error::too_large(format!("a block of {} bytes", data.len())))?;
+    Draft::of(data).map(|draft| draft.encode(volume, id))
+}
+
+/// The header of the object of a block of at most [`DATA_MAX`] bytes, with what fills it up.
+fn header(volume: VolumeId, id: &BlockId, data: &[u8]) -> Vec<u8> {
+    let length = (data.len() as u32).to_be_bytes();
     let mut header = Vec::with_capacity(header_len(data.len()));
     header.extend(MAGIC);
     header.extend(VERSION.to_be_bytes());
@@ -56,25 +63,15 @@ pub fn encode(volume: VolumeId, id: &BlockId, data: &[u8]) -> Result<Bytes> {
     header.extend(KEY_NONE.to_be_bytes());
     header.extend(volume.0.to_be_bytes());
     header.extend(id.0);
-    header.extend(length.to_be_bytes()); // of the data
-    header.extend(length.to_be_bytes()); // as stored
+    header.extend(length); // of the data
+    header.extend(length); // as stored
     debug_assert_eq!(header.len(), FIXED, "the layout of the header");
     for piece in data.chunks(PIECE) {
         header.extend(check(piece));
     }
     header.extend(check(&header));
     header.resize(header_len(data.len()), 0);
-    let end = header.len() + data.len();
-    if data.len() < ALIGNED_MIN {
-        header.extend_from_slice(data);
-        return Ok(header.into());
-    }
-    let object = object_len(length) as usize;
-    let mut pages = Pages::take()?;
-    pages[..header.len()].copy_from_slice(&header);
-    pages[header.len()..end].copy_from_slice(data);
-    pages[end..object].fill(0);
-    Ok(Bytes::from_owner(pages).slice(..object))
+    header
 }
 
 /// Checks a whole object and gives its data without copying it.

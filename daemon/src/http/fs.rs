@@ -7,15 +7,14 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use tandemfs::api::fs::{
-    Ack, BLOCK_SIZE_MAX, Batch, BatchReply, Event, InodeRange, OpenSession, Read, ReadReply, ResumeSession,
-    SessionGrant,
+    Ack, Batch, BatchReply, Event, InodeRange, OpenSession, Read, ReadReply, ResumeSession, SessionGrant,
 };
 use tandemfs::api::locks::{LockReply, LockRequest};
 use tandemfs::id::{BlockId, SessionId};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::wire::{Accepts, Wire};
+use super::wire::{Accepts, BlockBody, Wire};
 use super::{Path, Problem, Problems};
 use crate::accounts::Caller;
 use crate::daemon::App;
@@ -30,9 +29,6 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(read))
         .routes(routes!(lock))
         .layer(DefaultBodyLimit::max(BATCH_BYTES_MAX));
-    let blocks = OpenApiRouter::new()
-        .routes(routes!(put_block, get_block))
-        .layer(DefaultBodyLimit::max(BLOCK_SIZE_MAX));
     OpenApiRouter::new()
         .routes(routes!(open))
         .routes(routes!(close))
@@ -40,8 +36,8 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(events))
         .routes(routes!(acknowledge))
         .routes(routes!(inodes))
+        .routes(routes!(put_block, get_block))
         .merge(large)
-        .merge(blocks)
 }
 
 /// Open a session on a volume.
@@ -183,7 +179,7 @@ async fn put_block(
     State(app): State<App>,
     caller: Caller,
     Path((session, block)): Path<(u64, String)>,
-    data: Bytes,
+    BlockBody(data): BlockBody,
 ) -> Result<StatusCode, Problem> {
     let block: BlockId = block.parse()?;
     app.sessions.put_block(&caller, SessionId(session), block, data).await?;

@@ -6,9 +6,11 @@ use axum::http::header::{ACCEPT, CONTENT_TYPE};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use futures::StreamExt as _;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::convert::Infallible;
+use tandemfs::block::Draft;
 use tandemfs::{Error, codec};
 
 use super::Problem;
@@ -39,6 +41,24 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Wire<T> {
         }
         require_object(&body)?;
         serde_json::from_slice(&body).map(Self).map_err(|error| Problem(Error::invalid(error.to_string())))
+    }
+}
+
+/// A body that is a block, received where its object will lie.
+pub(super) struct BlockBody(pub(super) Draft);
+
+impl<S: Send + Sync> FromRequest<S> for BlockBody {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
+        let body = request.into_body();
+        let length = http_body::Body::size_hint(&body).exact().unwrap_or(0);
+        let mut draft = Draft::with_length(usize::try_from(length).unwrap_or(usize::MAX))?;
+        let mut pieces = body.into_data_stream();
+        while let Some(piece) = pieces.next().await {
+            draft.push(&piece.map_err(|error| Error::invalid(error.to_string()))?)?;
+        }
+        Ok(Self(draft))
     }
 }
 

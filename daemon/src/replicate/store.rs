@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tandemfs::block::Draft;
 use tandemfs::id::{BlockId, NodeId, VolumeId};
-use tandemfs::{Error, Result, block};
+use tandemfs::{Error, Result};
 
 use super::spread::Spread;
 use super::{Replicator, finished};
@@ -20,13 +21,12 @@ impl Replicator {
     /// # Errors
     /// `TooLarge`; `NoSpace` when the nodes are full; `Unavailable` when fewer than the least number of copies can be made; `Invalid` when
     /// other data has that id; those of the engine.
-    pub async fn put(self: &Arc<Self>, volume: VolumeId, id: BlockId, data: Bytes) -> Result<()> {
+    pub async fn put(self: &Arc<Self>, volume: VolumeId, id: BlockId, data: Draft) -> Result<()> {
         let this = self.clone();
         let task = tokio::spawn(async move {
             let _permit = this.writes.clone().acquire_owned().await;
-            let object = block::encode(volume, &id, &data)?;
-            let size = u32::try_from(data.len()).map_err(|_| Error::too_large("a block"))?;
-            drop(data);
+            let size = u32::try_from(data.data().len()).map_err(|_| Error::too_large("a block"))?;
+            let object = data.encode(volume, &id);
             let _lock = this.locks.lock(&id).await;
             this.put_locked(volume, id, size, object).await
         });

@@ -25,6 +25,7 @@ use tandemfs::api::fs::{
 };
 use tandemfs::api::locks::{LockOutcome, LockReply, LockRequest};
 use tandemfs::api::volumes::Access;
+use tandemfs::block::Draft;
 use tandemfs::clock::Clock;
 use tandemfs::id::{BlockId, Ino, SessionId, UserId};
 use tandemfs::tree::{Key, Mutation, Record};
@@ -358,7 +359,7 @@ impl Sessions {
     ///
     /// # Errors
     /// As [`Sessions::resume`]; `ReadOnly`; `Invalid` when the id is not that of the data.
-    pub async fn put_block(&self, caller: &Caller, id: SessionId, block: BlockId, data: Bytes) -> Result<()> {
+    pub async fn put_block(&self, caller: &Caller, id: SessionId, block: BlockId, data: Draft) -> Result<()> {
         let (session, volume) = self.find(caller, id).await?;
         self.writable(caller, &session)?;
         volume.put_block(block, data).await

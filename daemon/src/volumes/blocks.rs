@@ -4,6 +4,7 @@ use bytes::Bytes;
 use std::fs::File;
 use std::ops::Range;
 use tandemfs::api::fs::BLOCK_SIZE_MAX;
+use tandemfs::block::Draft;
 use tandemfs::id::{BlockId, VolumeKey};
 use tandemfs::{Error, Result};
 
@@ -30,11 +31,11 @@ impl Volume {
     ///
     /// # Errors
     /// `Invalid` when it is empty, too large, or not what its id says; `NoSpace`; `Unavailable`.
-    pub(crate) async fn put_block(&self, id: BlockId, data: Bytes) -> Result<()> {
-        if data.is_empty() || data.len() > BLOCK_SIZE_MAX {
+    pub(crate) async fn put_block(&self, id: BlockId, data: Draft) -> Result<()> {
+        if data.data().is_empty() || data.data().len() > BLOCK_SIZE_MAX {
             return Err(Error::invalid(format!("a block has 1 to {BLOCK_SIZE_MAX} bytes")));
         }
-        if BlockId::of(&self.key, &data) != id {
+        if BlockId::of(&self.key, data.data()) != id {
             return Err(Error::invalid("the block's id is not that of its bytes"));
         }
         self.shared.replicator.put(self.id, id, data).await

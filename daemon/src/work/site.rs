@@ -9,6 +9,7 @@ use bytes::Bytes;
 use tandemfs::Result;
 use tandemfs::api::admin::{Job, JobState};
 use tandemfs::block;
+use tandemfs::block::Draft;
 use tandemfs::clock::{Clock, Time};
 use tandemfs::id::{BlockId, JobId, NodeId, VolumeId, VolumeKey};
 use tokio::time::Instant;
@@ -123,7 +124,7 @@ impl Site {
     }
 
     pub(crate) async fn put(&self, number: u32) -> Result<()> {
-        self.replicator.put(VOLUME, id(number), data(number)).await
+        self.replicator.put(VOLUME, id(number), Draft::of(&data(number))?).await
     }
 
     pub(crate) async fn put_all(&self, numbers: std::ops::Range<u32>) {

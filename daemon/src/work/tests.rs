@@ -9,6 +9,7 @@ use tandemfs::ErrorKind;
 use tandemfs::api::admin::{FailMode, JobState};
 use tandemfs::api::files::NodeState;
 use tandemfs::block;
+use tandemfs::block::Draft;
 use tandemfs::id::NodeId;
 use tokio::time::Instant;
 
@@ -371,7 +372,7 @@ async fn the_collector_and_a_writer_never_meet() {
     assert!(site.replicator.try_lock_block(VOLUME, id(1)).is_none());
     let writer = tokio::spawn({
         let replicator = site.replicator.clone();
-        async move { replicator.put(VOLUME, id(1), data(1)).await }
+        async move { replicator.put(VOLUME, id(1), Draft::of(&data(1))?).await }
     });
     let guard = guard.mark_deleting().await.unwrap();
     assert_eq!(site.replicator.blocks(VOLUME, &[id(1)]).await.unwrap(), [None]);

@@ -17,6 +17,7 @@ use tandemfs::api::fs::{
     Ack, Batch, BatchReply, Event, InodeRange, OpenSession, Read, ReadReply, ResumeSession, SessionGrant,
 };
 use tandemfs::api::users::Role;
+use tandemfs::block::Draft;
 use tandemfs::clock::Clock;
 use tandemfs::id::{BlockId, JobId, NodeId, SessionId, UserId, VolumeId, VolumeKey};
 use tandemfs::{Error, Result};
@@ -98,7 +99,7 @@ impl Parts {
     }
 
     pub async fn put_block(&self, session: SessionId, block: BlockId, data: Bytes) -> Result<()> {
-        self.sessions.put_block(&self.caller, session, block, data).await
+        self.sessions.put_block(&self.caller, session, block, Draft::of(&data)?).await
     }
 
     pub async fn get_block(&self, session: SessionId, block: BlockId, range: Range<u32>) -> Result<Bytes> {

@@ -1,11 +1,12 @@
 //! Uploads: a body becomes blocks as it comes, and a file in one commit at the end.
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use tandemfs::api::files::File;
 use tandemfs::api::fs::BLOCK_SIZE_MAX;
+use tandemfs::block::Draft;
 use tandemfs::id::{BlockId, Ino};
 use tandemfs::name::Name;
 use tandemfs::tree::{Credentials, Inode, Kind, Mutation, NewNode, Outcome, WorkingSet, WrittenExtent};
@@ -29,7 +30,7 @@ pub struct Upload {
     volume: Arc<Volume>,
     path: Vec<Name>,
     preconditions: Preconditions,
-    buffer: BytesMut,
+    buffer: Draft,
     hasher: Sha256,
     extents: Vec<WrittenExtent>,
     size: u64,
@@ -70,7 +71,7 @@ impl Volumes {
             volume,
             path,
             preconditions,
-            buffer: BytesMut::new(),
+            buffer: Draft::default(),
             hasher: Sha256::new(),
             extents: Vec::new(),
             size: 0,
@@ -103,9 +104,9 @@ impl Upload {
         }
         self.hasher.update(&data);
         while !data.is_empty() {
-            let some = data.split_to(data.len().min(BLOCK_SIZE_MAX - self.buffer.len()));
-            self.buffer.extend_from_slice(&some);
-            if self.buffer.len() == BLOCK_SIZE_MAX {
+            let some = data.split_to(data.len().min(BLOCK_SIZE_MAX - self.buffer.data().len()));
+            self.buffer.push(&some)?;
+            if self.buffer.data().len() == BLOCK_SIZE_MAX {
                 self.store().await?;
             }
         }
@@ -117,7 +118,7 @@ impl Upload {
     /// # Errors
     /// As [`Volumes::upload`] and [`Upload::write`]; `QuotaExceeded`; nothing has changed then.
     pub async fn finish(mut self) -> Result<File> {
-        if !self.buffer.is_empty() {
+        if !self.buffer.data().is_empty() {
             self.store().await?;
         }
         while let Some(stored) = self.storing.pop_front() {
@@ -180,9 +181,9 @@ impl Upload {
         }
         let permit = Arc::clone(&self.limit).acquire_owned().await;
         let permit = permit.map_err(|_| Error::unavailable("the daemon is stopping"))?;
-        let data = std::mem::take(&mut self.buffer).freeze();
-        let block = BlockId::of(&self.volume.key, &data);
-        let length = data.len() as u64;
+        let data = std::mem::take(&mut self.buffer);
+        let block = BlockId::of(&self.volume.key, data.data());
+        let length = data.data().len() as u64;
         let offset = self.extents.last().map_or(0, |last| last.offset + last.length);
         self.extents.push(WrittenExtent { offset, length, block, block_offset: 0 });
         let volume = Arc::clone(&self.volume);

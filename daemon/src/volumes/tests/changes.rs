@@ -4,6 +4,7 @@ use futures::future::join_all;
 use std::collections::BTreeSet;
 use std::time::Duration;
 use tandemfs::ErrorKind;
+use tandemfs::block::Draft;
 use tandemfs::id::{BlockId, Ino};
 use tandemfs::tree::{Key, Mutation, NewNode, Record, RenameMode, Want};
 
@@ -129,10 +130,10 @@ async fn a_block_that_the_volume_does_not_have_cannot_be_named() {
     assert_eq!((missing.kind(), missing.subject()), (ErrorKind::NotFound, "block"));
     assert!(names(&world).await.is_empty());
     assert_eq!(
-        volume.put_block(BlockId([7; 32]), data.clone()).await.unwrap_err().kind(),
+        volume.put_block(BlockId([7; 32]), Draft::of(&data).unwrap()).await.unwrap_err().kind(),
         ErrorKind::Invalid
     );
-    volume.put_block(block, data).await.unwrap();
+    volume.put_block(block, Draft::of(&data).unwrap()).await.unwrap();
     let beyond = volume.commit(Change::own(vec![create("a", 10), write(10, 0, 6, block)])).await.unwrap_err();
     assert_eq!(beyond.kind(), ErrorKind::Invalid);
     volume.commit(Change::own(batch())).await.unwrap();

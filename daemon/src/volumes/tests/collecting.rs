@@ -4,6 +4,7 @@ use bytes::Bytes;
 use futures::future::join_all;
 use std::time::Duration;
 use tandemfs::ErrorKind;
+use tandemfs::block::Draft;
 use tandemfs::id::BlockId;
 
 use super::world::{World, create, unlink, write};
@@ -15,7 +16,7 @@ async fn a_block_that_is_used_again_is_not_collected() {
     let volume = world.volume().await;
     let data = Bytes::from_static(b"used again and again");
     let block = BlockId::of(volume.key(), &data);
-    volume.put_block(block, data.clone()).await.unwrap();
+    volume.put_block(block, Draft::of(&data).unwrap()).await.unwrap();
     // Stored but never named: kept for the grace period.
     assert_eq!(world.collect().await.unwrap(), 0);
     world.clock.advance(59_000);
@@ -26,7 +27,7 @@ async fn a_block_that_is_used_again_is_not_collected() {
     world.clock.advance(59_000);
     assert_eq!(world.collect().await.unwrap(), 0);
     // Stored again: the time begins anew.
-    volume.put_block(block, data.clone()).await.unwrap();
+    volume.put_block(block, Draft::of(&data).unwrap()).await.unwrap();
     world.clock.advance(59_000);
     assert_eq!(world.collect().await.unwrap(), 0);
     world.clock.advance(2_000);
@@ -51,7 +52,7 @@ async fn collection_never_takes_a_block_from_a_writer() {
                 let (text, ino) = (format!("w{number}"), 1000 * (number as u64 + 1) + round);
                 // What is collected between the two is stored again, as a mount does it.
                 loop {
-                    volume.put_block(block, data.clone()).await.unwrap();
+                    volume.put_block(block, Draft::of(data).unwrap()).await.unwrap();
                     let batch = vec![create(&text, ino), write(ino, 0, data.len() as u64, block)];
                     match volume.commit(Change::own(batch)).await {
                         Ok(_) => break,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tandemfs::api::fs::{Batch, OpenSession, Read, ResumeSession, SessionGrant};
 use tandemfs::api::users::Role;
 use tandemfs::api::volumes::{Access, ChangeVolume, NewVolume};
+use tandemfs::block::Draft;
 use tandemfs::id::{BlockId, Ino, SessionId, UserId, VolumeId};
 use tandemfs::tree::{Key, Record, Want};
 use tandemfs::{ErrorKind, Result};
@@ -66,7 +67,8 @@ async fn a_grant_opens_a_volume_for_what_it_says_and_outlives_a_restart() {
         world.sessions.read(&world.caller, granted.session, &read).await.unwrap();
         assert_eq!(kind(world.sessions.inodes(&world.caller, granted.session).await), ErrorKind::ReadOnly);
         assert_eq!(kind(world.create_as(granted.session, 1, "f", 2).await), ErrorKind::ReadOnly);
-        let put = world.sessions.put_block(&world.caller, granted.session, BlockId([0; 32]), Bytes::new());
+        let put =
+            world.sessions.put_block(&world.caller, granted.session, BlockId([0; 32]), Draft::default());
         assert_eq!(kind(put.await), ErrorKind::ReadOnly);
         let listed = world.volumes.list_shared(&world.caller, 10, None).await.unwrap();
         let listed: Vec<_> = listed.volumes.iter().map(|volume| (&*volume.name, volume.access)).collect();
@@ -151,7 +153,7 @@ async fn a_deleted_volume_leaves_nothing_behind() {
     let first = world.sessions.inodes(&world.caller, granted.session).await.unwrap().first.0;
     let data = Bytes::from_static(b"of the team");
     let block = BlockId::of(&granted.key, &data);
-    world.sessions.put_block(&world.caller, granted.session, block, data).await.unwrap();
+    world.sessions.put_block(&world.caller, granted.session, block, Draft::of(&data).unwrap()).await.unwrap();
     let mutations = vec![create("f", first), write(first, 0, 11, block)];
     let batch = Batch { sequence: 1, mutations, held: Vec::new() };
     world.sessions.batch(&world.caller, granted.session, batch).await.unwrap();
