@@ -52,6 +52,8 @@ pub struct Settings {
     pub metadata_cache_bytes: u64,
     /// Requests that are worked on at once.
     pub max_requests: usize,
+    /// Requests a second by one user; as many may come at once. 0 for no limit.
+    pub max_user_requests_per_s: u32,
     /// Connections at once; never more than half of the file descriptors that the process may have.
     pub max_connections: usize,
     /// Connections at once from one IPv4 address or one IPv6 network of 64 bits.
@@ -98,6 +100,7 @@ impl Default for Settings {
             node_reserve_bytes: 64 << 20,
             metadata_cache_bytes: 64 << 20,
             max_requests: 2_048,
+            max_user_requests_per_s: 20_000,
             max_connections: 8_192,
             max_connections_per_address: 4_096,
             header_timeout_s: 10,

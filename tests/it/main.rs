@@ -19,6 +19,7 @@ mod names;
 mod posix;
 mod power;
 mod races;
+mod rate;
 mod rest;
 mod revocation;
 mod short_circuit;

@@ -1,6 +1,7 @@
 //! Who is asking: the extractors that every protected route names.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use axum::extract::{ConnectInfo, FromRequestParts};
 use axum::http::HeaderMap;
@@ -11,6 +12,7 @@ use tandemfs::{Error, Result};
 
 use super::Problem;
 use super::cut::Place;
+use super::rate::Rate;
 use crate::accounts::Caller;
 use crate::daemon::App;
 
@@ -34,11 +36,27 @@ impl FromRequestParts<App> for Caller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
+        let Uncounted(caller) = Uncounted::from_request_parts(parts, app).await?;
+        let rate = parts.extensions.get::<Arc<Rate>>();
+        rate.ok_or_else(|| Error::internal("a request without a limit"))?.count(caller.user)?;
+        Ok(caller)
+    }
+}
+
+/// A caller whose request does not count for the user's requests a second. For signs of life and the end of sessions: a mount whose
+/// user asks too much must not hold up others until it is fenced, and these cost no more than to refuse them.
+#[derive(Clone, Debug)]
+pub(super) struct Uncounted(pub(super) Caller);
+
+impl FromRequestParts<App> for Uncounted {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
         let (caller, visit) = app.accounts.authenticate(bearer(&parts.headers)?).await?;
         if let Some(place) = parts.extensions.get::<Place>() {
             place.take(visit);
         }
-        Ok(caller)
+        Ok(Self(caller))
     }
 }
 

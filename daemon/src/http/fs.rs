@@ -14,6 +14,7 @@ use tandemfs::id::{BlockId, SessionId};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::auth::Uncounted;
 use super::wire::{Accepts, BlockBody, Wire};
 use super::{Path, Problem, Problems};
 use crate::accounts::Caller;
@@ -73,7 +74,7 @@ async fn resume(
     responses((status = 204), Problems))]
 async fn close(
     State(app): State<App>,
-    caller: Caller,
+    Uncounted(caller): Uncounted,
     Path(session): Path<u64>,
 ) -> Result<StatusCode, Problem> {
     app.sessions.close(&caller, SessionId(session)).await?;
@@ -106,7 +107,7 @@ async fn events(
     responses((status = 204), Problems))]
 async fn acknowledge(
     State(app): State<App>,
-    caller: Caller,
+    Uncounted(caller): Uncounted,
     Path(session): Path<u64>,
     Wire(ack): Wire<Ack>,
 ) -> Result<StatusCode, Problem> {

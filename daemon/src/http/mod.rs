@@ -15,6 +15,7 @@ mod limits;
 mod metrics;
 mod openapi;
 pub mod problem;
+mod rate;
 mod server;
 mod status;
 mod tokens;
@@ -81,15 +82,19 @@ fn routes() -> OpenApiRouter<App> {
 pub fn router(app: App) -> Router {
     let idle = Duration::from_secs(app.settings.idle_timeout_s);
     let limits = Arc::new(limits::Limits::new(app.settings.max_requests, idle));
+    let rate = rate::Rate::new(app.settings.max_user_requests_per_s);
     let (router, document) = routes().split_for_parts();
     router
         .fallback(|| async { Problem(Error::not_found("there is no such endpoint")) })
         .layer(Extension(Arc::new(openapi::Documents::new(document))))
+        .layer(Extension(Arc::new(rate)))
         .layer(DefaultBodyLimit::max(limits::BODY_BYTES_MAX))
         .layer(middleware::from_fn_with_state(limits, limits::apply))
         .with_state(app)
 }
 
+#[cfg(test)]
+mod flood_tests;
 #[cfg(test)]
 mod server_tests;
 #[cfg(test)]

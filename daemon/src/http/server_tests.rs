@@ -16,14 +16,14 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const HEALTH: &[u8] = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n";
 
 /// A daemon that is reached over TCP.
-async fn listening(change: impl FnOnce(&mut Settings)) -> (Server, Serving) {
+pub(super) async fn listening(change: impl FnOnce(&mut Settings)) -> (Server, Serving) {
     let server = Server::start_with(change).await;
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let serving = serve(server.app.clone(), listener).await.unwrap();
     (server, serving)
 }
 
-fn connect(address: SocketAddr) -> TcpStream {
+pub(super) fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream
@@ -58,7 +58,7 @@ fn drip(mut stream: TcpStream) -> String {
 }
 
 /// Whether a request on a connection of its own, from an address, is answered.
-fn is_served(from: [u8; 4], to: SocketAddr) -> Option<TcpStream> {
+pub(super) fn is_served(from: [u8; 4], to: SocketAddr) -> Option<TcpStream> {
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind(SocketAddr::from((IpAddr::from(from), 0))).unwrap();
     let stream = tokio::runtime::Handle::current().block_on(socket.connect(to)).unwrap();
@@ -80,7 +80,7 @@ fn until_served(to: SocketAddr) {
 }
 
 /// Runs what blocks where it may.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work).await.unwrap()
 }
 

@@ -27,9 +27,9 @@ pub(super) struct Server {
     _directory: tempfile::TempDir,
 }
 
-struct Answer {
-    status: StatusCode,
-    headers: HeaderMap,
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
     body: Vec<u8>,
 }
 
@@ -40,7 +40,7 @@ impl Answer {
     }
 
     /// Checks that it is a problem as the API promises them, and returns its code.
-    fn problem(&self) -> String {
+    pub(super) fn problem(&self) -> String {
         assert_eq!(self.headers["content-type"], "application/problem+json", "{}", self.status);
         let problem: Problem = serde_json::from_slice(&self.body).unwrap();
         assert_eq!(problem.status, self.status.as_u16());
@@ -91,7 +91,7 @@ impl Server {
         Answer { status: parts.status, headers: parts.headers, body }
     }
 
-    async fn call(&self, method: Method, path: &str, token: &str, body: Option<Value>) -> Answer {
+    pub(super) async fn call(&self, method: Method, path: &str, token: &str, body: Option<Value>) -> Answer {
         let mut request = Request::builder().method(method).uri(path);
         if !token.is_empty() {
             request = request.header("authorization", format!("Bearer {token}"));
@@ -127,7 +127,7 @@ impl Server {
     }
 
     /// The admin's token and that of a new plain user.
-    async fn users(&self) -> (String, String) {
+    pub(super) async fn users(&self) -> (String, String) {
         let admin = self.login("admin", "admin123").await;
         let body = json!({"username": "alice", "password": PASSWORD});
         let made = self.call(Method::POST, "/register", &admin, Some(body)).await;

@@ -394,7 +394,8 @@ impl Session {
             return Err(Error::timed_out("the daemon is away").because(error));
         }
         log::debug!("trying again: {error}");
-        if error.kind() != ErrorKind::TimedOut {
+        // Who asks too often has to wait its turn, and no answer says nothing.
+        if error.kind() == ErrorKind::Unavailable {
             tries.declined.get_or_insert(now);
         }
         tries.rest(error.retry_after_s()).await;

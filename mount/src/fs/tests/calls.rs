@@ -275,6 +275,27 @@ async fn a_request_that_was_lost_is_sent_again_though_others_are_answered_meanwh
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_request_that_comes_too_often_waits_its_turn_however_long_others_are_answered() {
+    let daemon = Arc::new(Daemon::default());
+    let fs = mount(&daemon).await;
+    daemon.limits.store(true, Ordering::SeqCst);
+    let making = tokio::spawn({
+        let fs = Arc::clone(&fs);
+        async move { make(&fs, "a", b"data").await }
+    });
+    for number in 0..60 {
+        sleep(Duration::from_secs(1)).await;
+        let name = format!("d{number}");
+        fs.make(ROOT, Ino::ROOT, name.as_bytes(), NewNode::Directory, 0o755.into()).await.unwrap();
+    }
+    assert!(!making.is_finished());
+    let tries = daemon.refused.load(Ordering::SeqCst);
+    assert!((50..=61).contains(&tries), "it was to come back after a second, and came {tries} times in 60 s");
+    daemon.limits.store(false, Ordering::SeqCst);
+    assert_eq!(content(&fs, making.await.unwrap()).await, b"data");
+}
+
+#[tokio::test(start_paused = true)]
 async fn waiting_is_bounded() {
     let daemon = Arc::new(Daemon::default());
     let options = Options { offline_timeout: Duration::from_secs(7), ..Options::default() };

@@ -40,6 +40,10 @@ pub(crate) struct Daemon {
     pub(crate) down: AtomicBool,
     /// The credentials do not count any more.
     pub(crate) denies: AtomicBool,
+    /// Blocks come too often.
+    pub(crate) limits: AtomicBool,
+    /// How often they did.
+    pub(crate) refused: AtomicU64,
     /// Blocks are refused.
     pub(crate) full: AtomicBool,
     /// So many blocks get lost on the way: they are not answered, until their sender gives up.
@@ -564,6 +568,10 @@ impl Remote for Daemon {
     async fn put_block(&self, session: SessionId, block: BlockId, data: Bytes) -> Result<()> {
         self.up()?;
         self.session(session, |_| ())?;
+        if self.limits.load(Ordering::SeqCst) {
+            self.refused.fetch_add(1, Ordering::SeqCst);
+            return Err(Error::too_many_requests("blocks").retry_after(1));
+        }
         if self.full.load(Ordering::SeqCst) {
             return Err(Error::no_space("nodes"));
         }
