@@ -38,6 +38,7 @@ fn main() -> ExitCode {
 async fn run(options: Options) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     let listen = options.settings.listen;
     let parts = Parts::from_options(&options)?;
     let daemon = Daemon::start(options.settings, parts).await?;
@@ -46,10 +47,13 @@ async fn run(options: Options) -> Result<()> {
     let server = http::serve(daemon.clone(), listener).await?;
     short_circuit::serve(&daemon);
     writeln!(std::io::stdout(), "listening on {}", server.url)?;
-    let fenced = tokio::select! {
-        _ = terminate.recv() => None,
-        _ = interrupt.recv() => None,
-        error = daemon.meta.fenced() => Some(error),
+    let fenced = loop {
+        tokio::select! {
+            _ = terminate.recv() => break None,
+            _ = interrupt.recv() => break None,
+            _ = hangup.recv() => server.reload(),
+            error = daemon.meta.fenced() => break Some(error),
+        }
     };
     log::info!("stopping");
     daemon.stopping.cancel();

@@ -149,7 +149,7 @@ fn read_file(path: &Path) -> Result<Map<String, Value>> {
 /// What a text means for a setting that has such a default.
 fn parse(name: &str, default: &Value, text: &OsString) -> Result<Value> {
     let bad = |why: &str| Error::invalid(format!("{name}: {why}"));
-    if name.ends_with("_file") || name.starts_with("tls_") || name == "data" {
+    if name.ends_with("_file") || ["data", "tls_cert", "tls_key"].contains(&name) {
         let path = PathBuf::from(text);
         return serde_json::to_value(path).map_err(|_| bad("the path is not UTF-8"));
     }
@@ -211,6 +211,7 @@ mod tests {
             vec!["--token-ttl-s", "0"],
             vec!["--listen", "nowhere"],
             vec!["--tls-cert", "x"],
+            vec!["--tls-check-interval-s", "0"],
             vec!["--max-logins", "0"],
             vec!["--nodes", "many"],
         ] {

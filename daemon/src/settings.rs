@@ -70,6 +70,8 @@ pub struct Settings {
     /// TLS private key, PEM, mode 0600.
     #[schema(value_type = Option<String>)]
     pub tls_key: Option<PathBuf>,
+    /// How often these files are looked at for a change, in seconds; SIGHUP has them read at once.
+    pub tls_check_interval_s: u64,
     /// Plain HTTP on any address.
     pub insecure: bool,
     /// The first admin's password, read from this file at the first start.
@@ -108,6 +110,7 @@ impl Default for Settings {
             max_logins: 2,
             tls_cert: None,
             tls_key: None,
+            tls_check_interval_s: 60,
             insecure: false,
             admin_password_file: None,
         }
@@ -134,6 +137,7 @@ impl Settings {
             (self.idle_timeout_s < 1, "idle_timeout_s: at least 1"),
             (self.lease_ms < 1000, "lease_ms: at least 1000"),
             (self.node_timeout_ms < 1, "node_timeout_ms: at least 1"),
+            (self.tls_check_interval_s < 1, "tls_check_interval_s: at least 1"),
             (self.tls_cert.is_some() != self.tls_key.is_some(), "tls_cert and tls_key: give both"),
         ];
         match wrong.into_iter().find(|(wrong, _)| *wrong) {

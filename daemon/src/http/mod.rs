@@ -18,6 +18,7 @@ pub mod problem;
 mod rate;
 mod server;
 mod status;
+mod tls;
 mod tokens;
 mod users;
 mod volumes;

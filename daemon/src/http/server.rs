@@ -2,17 +2,18 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::MetadataExt as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum_server::Handle;
-use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
+use axum_server::tls_rustls::RustlsAcceptor;
 use tandemfs::{Error, Result};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use super::gate::Gate;
+use super::tls::Certificate;
 use crate::daemon::App;
-use crate::settings::Settings;
 
 /// The most bytes of a request's head.
 const HEAD_BYTES_MAX: usize = 64 << 10;
@@ -31,10 +32,16 @@ pub struct Serving {
     /// Its address.
     pub address: SocketAddr,
     handle: Handle<SocketAddr>,
+    reload: Arc<Notify>,
     task: JoinHandle<io::Result<()>>,
 }
 
 impl Serving {
+    /// Has the files of the certificate read anew at once, if there is one.
+    pub fn reload(&self) {
+        self.reload.notify_one();
+    }
+
     /// Takes no more connections, lets requests under way end, and returns when all are closed or after a while.
     ///
     /// # Errors
@@ -93,6 +100,7 @@ pub async fn serve(app: App, listener: TcpListener) -> Result<Serving> {
     check_exposure(&app).await?;
     let address = listener.local_addr()?;
     let settings = app.settings.clone();
+    let stopping = app.stopping.clone();
     let handle = Handle::new();
     let gate = Gate::new(&settings);
     let make_service = super::router(app).into_make_service_with_connect_info::<SocketAddr>();
@@ -110,30 +118,16 @@ pub async fn serve(app: App, listener: TcpListener) -> Result<Serving> {
         .max_concurrent_streams(STREAMS_MAX)
         .max_header_list_size(HEAD_BYTES_MAX as u32);
     let server = server.first_request_timeout(header_timeout);
-    let (scheme, task) = match tls(&settings).await? {
-        Some(config) => {
-            let acceptor = RustlsAcceptor::new(config).handshake_timeout(header_timeout).acceptor(gate);
+    let reload = Arc::new(Notify::new());
+    let (scheme, task) = match Certificate::load(&settings).await? {
+        Some(certificate) => {
+            let acceptor =
+                RustlsAcceptor::new(certificate.config()).handshake_timeout(header_timeout).acceptor(gate);
+            let interval = Duration::from_secs(settings.tls_check_interval_s);
+            tokio::spawn(certificate.follow(interval, Arc::clone(&reload), stopping));
             ("https", tokio::spawn(server.acceptor(acceptor).serve(make_service)))
         }
         None => ("http", tokio::spawn(server.serve(make_service))),
     };
-    Ok(Serving { url: format!("{scheme}://{address}"), address, handle, task })
-}
-
-async fn tls(settings: &Settings) -> Result<Option<RustlsConfig>> {
-    let (Some(cert), Some(key)) = (&settings.tls_cert, &settings.tls_key) else { return Ok(None) };
-    let mode = std::fs::metadata(key)?.mode();
-    if mode & 0o077 != 0 {
-        return Err(Error::invalid(format!(
-            "{} can be read by others (mode {:o}); it is a private key: chmod 600 it",
-            key.display(),
-            mode & 0o777
-        )));
-    }
-    // Only the first call in a process has an effect.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let config = RustlsConfig::from_pem_chain_file(cert, key)
-        .await
-        .map_err(|error| Error::invalid(format!("{}, {}: {error}", cert.display(), key.display())))?;
-    Ok(Some(config))
+    Ok(Serving { url: format!("{scheme}://{address}"), address, handle, reload, task })
 }
