@@ -59,17 +59,32 @@ impl Cluster {
         cluster
     }
 
+    /// One whose daemon a command of the test's own starts, on `root/data`.
+    pub fn started_by(root: &Path, mut command: Command) -> Self {
+        let mut cluster = Self {
+            directory: None,
+            root: root.to_owned(),
+            options: Vec::new(),
+            daemon: None,
+            url: String::new(),
+        };
+        cluster.spawn(&mut command);
+        cluster
+    }
+
     /// Starts the daemon, on the same port if it ran before.
     pub fn launch(&mut self) {
         assert!(self.daemon.is_none(), "it runs already");
         let listen = self.url.split_once("://").map_or("127.0.0.1:0", |(_, address)| address).to_owned();
+        let mut command = Command::new(program("tandemd"));
+        command.arg("--data").arg(self.data()).args(["--listen", &listen]).args(&self.options);
+        self.spawn(&mut command);
+    }
+
+    fn spawn(&mut self, command: &mut Command) {
         let log =
             File::options().create(true).append(true).open(self.root.join("log")).expect("the log opens");
-        let mut child = Command::new(program("tandemd"))
-            .arg("--data")
-            .arg(self.data())
-            .args(["--listen", &listen])
-            .args(&self.options)
+        let mut child = command
             .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".into()))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

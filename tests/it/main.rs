@@ -24,6 +24,7 @@ mod rest;
 mod revocation;
 mod short_circuit;
 mod start;
+mod systemd;
 mod tls;
 mod tools;
 mod two_mounts;
