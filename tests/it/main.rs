@@ -6,6 +6,7 @@ mod cluster;
 mod shell;
 
 mod audit;
+mod browser;
 mod crash;
 mod damage;
 mod disk_full;
