@@ -204,6 +204,31 @@ async fn an_orphan_lives_as_long_as_somebody_holds_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn many_orphans_are_reaped_in_few_commits() {
+    let world = World::new().await;
+    let (one, two) = (world.session().await.session, world.session().await.session);
+    let mut heard = events(&world, two).await;
+    let first = world.sessions.inodes(&world.caller, one).await.unwrap().first.0;
+    let files = 300;
+    let name = |number: u64| format!("f{number}");
+    let acknowledged = async |heard: &mut Events| {
+        let Event::Changed { number, .. } = news(heard).await else { panic!("no change") };
+        ack(&world, two, number, &[]).await;
+    };
+    let created = (0..files).map(|number| create(&name(number), first + number)).collect();
+    let (created, ()) = futures::join!(world.batch(one, 1, created), acknowledged(&mut heard));
+    created.unwrap();
+    let removed = (0..files).map(|number| unlink(&name(number))).collect();
+    let before = world.switches.counts().commits;
+    let (removed, ()) = futures::join!(world.batch(one, 2, removed), acknowledged(&mut heard));
+    removed.unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(world.volumes.usage(world.caller.home).await.unwrap().inodes, 0);
+    let commits = world.switches.counts().commits - before;
+    assert!(commits < 10, "{commits} commits for {files} orphans");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_session_is_its_users_alone_and_ends_with_him() {
     let world = World::new().await;
     let id = world.session().await.session;

@@ -10,8 +10,10 @@ use tandemfs::{Error, Result};
 use super::volume::{Moment, State, Volume};
 use crate::meta::{self, Write, keys};
 
-/// At most so many chunks of an orphan are reaped in one commit: 1 GiB of file.
+/// At most so many chunks of orphans are reaped in one commit: 1 GiB of files.
 pub(super) const REAP_CHUNKS: u32 = 256;
+/// At most so many orphans are reaped in one commit by the daemon itself, each with at least one chunk.
+pub(super) const REAP_INODES: usize = 256;
 
 /// Finds out, on the state that the batch will change, what to do.
 pub(super) type Plan<'a> = Box<dyn FnMut(&mut WorkingSet) -> Outcome<Vec<Mutation>> + Send + 'a>;

@@ -35,7 +35,7 @@ pub(crate) use self::load::after as key_after;
 pub(crate) use self::volume::Volume;
 
 use self::cache::RecordCache;
-use self::commit::REAP_CHUNKS;
+use self::commit::{REAP_CHUNKS, REAP_INODES};
 use self::orphans::{Due, Orphans, locked};
 use self::shares::Shares;
 use self::volume::Shared;
@@ -190,27 +190,34 @@ async fn records(meta: &Meta) -> Result<Vec<record::Volume>> {
     }
 }
 
-/// Reaps orphans that nobody holds, in portions.
+/// Reaps orphans that nobody holds, in portions: many small ones in one commit, a large one in several.
 async fn reap(volumes: std::sync::Weak<Volumes>, due: Arc<Due>) {
+    let mut at_most = REAP_INODES;
     loop {
-        let (id, ino) = due.next().await;
+        let (id, inos) = due.next(at_most).await;
         let Some(volumes) = volumes.upgrade() else { return };
         let done = match volumes.volume(id).await {
-            Ok(volume) if volume.orphans.is_due(ino) => {
-                let reap = Change::own(vec![Mutation::Reap { ino, chunks: REAP_CHUNKS }]);
-                volume.commit(Change { quiet: true, ..reap }).await.map(drop)
+            Ok(volume) => {
+                let inos: Vec<Ino> = inos.iter().copied().filter(|ino| volume.orphans.is_due(*ino)).collect();
+                if inos.is_empty() {
+                    continue;
+                }
+                let chunks = REAP_CHUNKS / u32::try_from(inos.len()).unwrap_or(REAP_CHUNKS);
+                let reap = inos.into_iter().map(|ino| Mutation::Reap { ino, chunks }).collect();
+                volume.commit(Change { quiet: true, ..Change::own(reap) }).await.map(drop)
             }
-            Ok(_) => Ok(()),
             Err(error) => Err(error),
         };
         drop(volumes);
         match done {
-            Ok(()) => {}
+            Ok(()) => at_most = REAP_INODES,
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => {
-                log::warn!("reaping inode {ino} of volume {id}: {error}");
+                log::warn!("reaping inodes {inos:?} of volume {id}: {error}");
                 tokio::time::sleep(PAUSE).await;
-                due.add(id, ino);
+                inos.into_iter().for_each(|ino| due.add(id, ino));
+                // One that cannot be reaped must not keep the others from it.
+                at_most = 1;
             }
         }
     }

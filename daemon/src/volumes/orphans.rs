@@ -41,14 +41,28 @@ impl Due {
         self.added.notify_one();
     }
 
-    /// The next one; waits for it.
-    pub(super) async fn next(&self) -> (VolumeId, Ino) {
+    /// The next ones of one volume, at most so many; waits for them.
+    pub(super) async fn next(&self, at_most: usize) -> (VolumeId, Vec<Ino>) {
         loop {
-            if let Some(next) = locked(&self.orphans).pop_first() {
+            if let Some(next) = self.take(at_most) {
                 return next;
             }
             self.added.notified().await;
         }
+    }
+
+    fn take(&self, at_most: usize) -> Option<(VolumeId, Vec<Ino>)> {
+        let mut orphans = locked(&self.orphans);
+        let (volume, first) = orphans.pop_first()?;
+        let mut inos = vec![first];
+        while let Some(&(of, ino)) = orphans.first()
+            && of == volume
+            && inos.len() < at_most
+        {
+            orphans.pop_first();
+            inos.push(ino);
+        }
+        Some((volume, inos))
     }
 }
 
