@@ -1,6 +1,6 @@
 //! Listing directories: by pages, with offsets that stay valid while the directory changes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -20,6 +20,10 @@ const PLUS_AHEAD: usize = 128;
 const LISTED_MAX: usize = if cfg!(test) { 1 << 12 } else { 1 << 24 };
 /// So many names are copied from a directory that is known whole.
 const COPY_MAX: usize = 1024;
+/// Of what was listed, so much is kept at least; a larger directory is not remembered as a whole.
+const WINDOW: usize = if cfg!(test) { 40 } else { 1 << 16 };
+/// A listing can go on from every so many entries, also from those that are not kept any more.
+const MARK: usize = if cfg!(test) { 8 } else { 256 };
 
 /// An open directory: what it has listed so far. An offset is a number in that list, `.` and `..` being the first.
 pub struct OpenDirectory {
@@ -33,8 +37,52 @@ pub struct OpenDirectory {
 struct Listing {
     parent: Ino,
     watch: Arc<Watch>,
-    listed: Vec<(Name, Entry)>,
+    /// The last entries that were listed, from number `first` on.
+    listed: VecDeque<(Name, Entry)>,
+    first: usize,
+    /// The name of the last entry that was listed.
+    last: Option<Name>,
+    /// The name of every [`MARK`]th entry.
+    marks: Vec<Name>,
     complete: bool,
+}
+
+impl Listing {
+    fn new(parent: Ino, watch: Arc<Watch>, complete: bool) -> Self {
+        let (listed, marks) = (VecDeque::new(), Vec::new());
+        Self { parent, watch, listed, first: 0, last: None, marks, complete }
+    }
+
+    /// How many were listed.
+    fn end(&self) -> usize {
+        self.first + self.listed.len()
+    }
+
+    fn push(&mut self, name: Name, entry: Entry) {
+        self.last = Some(name.clone());
+        self.listed.push_back((name.clone(), entry));
+        if self.end().is_multiple_of(MARK) {
+            self.marks.push(name);
+        }
+    }
+
+    /// Lets go of what is older than the window, but of nothing from `number` on.
+    fn trim(&mut self, number: usize) {
+        let old = self.listed.len().saturating_sub(WINDOW).min(number.saturating_sub(self.first));
+        self.listed.drain(..old);
+        self.first += old;
+    }
+
+    /// Goes back to before a number that is not kept any more. Where names have come or gone since in the piece of the list that it lies
+    /// in, the numbers in it are others now: that is so only for who goes back far in a large directory (seekdir(3)).
+    fn go_back(&mut self, number: usize) {
+        let marks = (number / MARK).min(self.marks.len());
+        self.marks.truncate(marks);
+        self.first = marks * MARK;
+        self.last = self.marks.last().cloned();
+        self.listed.clear();
+        self.complete = false;
+    }
 }
 
 /// An entry of a listing.
@@ -55,8 +103,7 @@ pub struct Listed {
 impl OpenDirectory {
     /// A handle on a directory.
     pub fn new(ino: Ino, watch: Arc<Watch>) -> Self {
-        let listing = Listing { parent: ino, watch, listed: Vec::new(), complete: false };
-        Self { ino, listing: Mutex::new(listing), given: AtomicBool::new(false) }
+        Self { ino, listing: Mutex::new(Listing::new(ino, watch, false)), given: AtomicBool::new(false) }
     }
 }
 
@@ -80,7 +127,7 @@ impl Fs {
             // As in any file system, the root is its own parent.
             let parent = if inode.ino == self.root { self.root } else { inode.parent };
             let watch = self.session.cache.watch(directory.ino);
-            *listing = Listing { parent, watch, listed: Vec::new(), complete: inode.nlink == 0 };
+            *listing = Listing::new(parent, watch, inode.nlink == 0);
         }
         let mut entries = Vec::new();
         for (number, name, ino) in [(0, &b"."[..], directory.ino), (1, b"..", listing.parent)] {
@@ -95,12 +142,17 @@ impl Fs {
             }
         }
         let from = usize::try_from(offset.saturating_sub(2)).map_err(|_| Error::invalid("offset"))?;
-        while listing.listed.len() <= from && !listing.complete {
-            self.list_more(directory.ino, &mut listing).await?;
+        if from < listing.first {
+            listing.go_back(from);
         }
-        let to = listing.listed.len().min(from + limit.min(if plus { PLUS_AHEAD } else { usize::MAX }));
-        let page = listing.listed.get(from..to).unwrap_or_default();
-        let stats = if plus { self.stats(page).await? } else { BTreeMap::new() };
+        while listing.end() <= from && !listing.complete {
+            self.list_more(directory.ino, &mut listing, from).await?;
+        }
+        let limit = if plus { limit.min(PLUS_AHEAD) } else { limit };
+        let to = listing.end().min(from.saturating_add(limit));
+        let skip = from.saturating_sub(listing.first);
+        let page: Vec<_> = listing.listed.iter().skip(skip).take(to.saturating_sub(from)).collect();
+        let stats = if plus { self.stats(&page).await? } else { BTreeMap::new() };
         let fresh = !listing.watch.is_broken();
         for (at, (name, entry)) in page.iter().enumerate() {
             let stat = stats.get(&entry.ino).map(|stat| (stat.clone(), fresh));
@@ -143,37 +195,37 @@ impl Fs {
         self.settle_listing(directory, &listing);
     }
 
-    /// Adds a page to what was listed, from the cache or from the daemon.
-    async fn list_more(&self, ino: Ino, listing: &mut Listing) -> Result<()> {
-        let after = listing.listed.last().map(|(name, _)| name.clone());
+    /// Adds a page to what was listed, from the cache or from the daemon; keeps what is wanted, from a number on.
+    async fn list_more(&self, ino: Ino, listing: &mut Listing, wanted: usize) -> Result<()> {
+        let after = listing.last.clone();
         if let Some(page) = self.session.cache.names(ino, after.as_ref(), COPY_MAX) {
             listing.complete = page.len() < COPY_MAX;
-            listing.listed.extend(page);
+            page.into_iter().for_each(|(name, entry)| listing.push(name, entry));
+            listing.trim(wanted);
             return Ok(());
         }
-        let want = Want::Directory { ino, after: after.clone(), limit: DIRECTORY_PAGE_MAX };
+        let want = Want::Directory { ino, after, limit: DIRECTORY_PAGE_MAX };
         let reply = self.session.read(vec![want]).await?;
         let answer =
             reply.answers.into_iter().next().ok_or_else(|| Error::corrupt("an answer without records"))?;
-        let mut last = after;
-        let before = listing.listed.len();
+        let before = listing.end();
         for (key, record) in answer.records {
             if let (Key::Entry(parent, name), Some(Record::Entry(entry))) = (key, record) {
-                if parent != ino || last.as_ref().is_some_and(|last| *last >= name) {
+                if parent != ino || listing.last.as_ref().is_some_and(|last| *last >= name) {
                     return Err(Error::corrupt("a listing that is out of order"));
                 }
-                last = Some(name.clone());
-                listing.listed.push((name, entry));
+                listing.push(name, entry);
             }
         }
-        if listing.listed.len() > LISTED_MAX {
+        if listing.end() > LISTED_MAX {
             return Err(Error::corrupt("a listing without end"));
         }
         listing.complete = answer.complete;
-        if !answer.complete && listing.listed.len() == before {
+        if !answer.complete && listing.end() == before {
             return Err(Error::corrupt("an empty page that is not the last"));
         }
-        if listing.complete {
+        listing.trim(wanted);
+        if listing.complete && listing.end() <= WINDOW {
             let names = listing.listed.iter().cloned().collect();
             self.session.cache.keep_directory(ino, &listing.watch, names);
         }
@@ -181,7 +233,7 @@ impl Fs {
     }
 
     /// The attributes of some entries, by inode; those that are not there any more are left out.
-    async fn stats(&self, page: &[(Name, Entry)]) -> Result<BTreeMap<Ino, Stat>> {
+    async fn stats(&self, page: &[&(Name, Entry)]) -> Result<BTreeMap<Ino, Stat>> {
         let mut stats = BTreeMap::new();
         let mut missing = Vec::new();
         for (_, entry) in page {

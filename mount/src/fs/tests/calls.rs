@@ -438,6 +438,35 @@ async fn a_large_write_stays_within_its_memory() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_large_directory_is_not_kept_and_can_be_gone_back_in() {
+    let daemon = Arc::new(Daemon::default());
+    let fs = mount(&daemon).await;
+    let made: Vec<Vec<u8>> = (0..200).map(|number| format!("f{number:03}").into_bytes()).collect();
+    for name in &made {
+        fs.make(ROOT, Ino::ROOT, name, NewNode::File, 0o644.into()).await.unwrap();
+    }
+    let handle = fs.open_directory(Ino::ROOT).await.unwrap();
+    let directory = fs.directory(handle).unwrap();
+    let mut offsets = vec![0];
+    for from in [0, 150, 3, 77, 76, 201, 40] {
+        let mut names = Vec::new();
+        let mut offset = *offsets.get(from).unwrap();
+        loop {
+            let page = fs.read_directory(&directory, offset, from % 2 == 0, 10).await.unwrap();
+            let Some(last) = page.last() else { break };
+            offset = last.next;
+            if from == 0 {
+                offsets.extend(page.iter().map(|entry| entry.next));
+            }
+            names.extend(page.into_iter().map(|entry| entry.name));
+        }
+        let all: Vec<Vec<u8>> = [b".".to_vec(), b"..".to_vec()].into_iter().chain(made.clone()).collect();
+        assert_eq!(names, all[from..], "from {from}");
+    }
+    fs.release_directory(handle).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn holes_are_found() {
     let daemon = Arc::new(Daemon::default());
     let fs = mount(&daemon).await;
