@@ -10,6 +10,7 @@ use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::time::Duration;
 
+use mimalloc::MiMalloc;
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tandem_mount::adapter::{Mount, MountSettings};
@@ -33,6 +34,10 @@ const GRACE: Duration = Duration::from_secs(10);
 /// Exit statuses of mount(8): wrong usage, and a mount that failed.
 const USAGE_STATUS: u8 = 1;
 const FAILURE_STATUS: u8 = 32;
+
+/// It gives memory back that large buffers took (`docs/decisions/0005-allocator.md`).
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
     let Ok(arguments) = std::env::args_os().map(OsString::into_string).collect::<Result<Vec<_>, _>>() else {
