@@ -169,9 +169,19 @@ impl<O: Copy + Ord> LockTable<O> {
         Ok(place)
     }
 
+    /// Whether an owner has a place in the queue.
+    pub fn waits(&self, owner: O, place: u64) -> bool {
+        self.queue.get(&place).is_some_and(|waiter| waiter.owner == owner)
+    }
+
+    /// An owner waits for a lock no more.
+    pub fn give_up(&mut self, ino: Ino, owner: O, lock: Lock) {
+        self.queue.retain(|_, waiter| (waiter.ino, waiter.owner, waiter.lock) != (ino, owner, lock));
+    }
+
     /// An owner waits no more.
     pub fn leave(&mut self, owner: O, place: u64) {
-        if self.queue.get(&place).is_some_and(|waiter| waiter.owner == owner) {
+        if self.waits(owner, place) {
             self.queue.remove(&place);
         }
     }

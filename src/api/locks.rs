@@ -66,6 +66,8 @@ pub enum LockRequest {
         /// The place that the wait before has given.
         place: Option<u64>,
     },
+    /// The owner waits for this no more: whoever comes after the answer is not kept out by its place. Its `wait` is answered.
+    Leave(HeldLock),
     /// Give up what an owner has in a range. Answers `done` or `full` (it may leave two locks where one was).
     Unlock {
         /// The file.

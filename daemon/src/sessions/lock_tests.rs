@@ -132,6 +132,29 @@ async fn those_who_wait_are_served_in_their_order_and_who_goes_away_is_not_waite
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_has_said_that_he_waits_no_more_keeps_nobody_out() {
+    let world = World::new().await;
+    let (one, two) = (world.session().await.session, world.session().await.session);
+    assert_eq!(set(&world, one, write()).await, LockOutcome::Done);
+    // One of them is still waiting, the other has been told that its turn has come.
+    for is_told in [false, true] {
+        let mut waiting = Box::pin(ask(&world, two, LockRequest::Wait { wanted: write(), place: None }));
+        assert!((&mut waiting).now_or_never().is_none());
+        if is_told {
+            unlock(&world, one, 1).await;
+            assert!(matches!((&mut waiting).await.unwrap(), LockOutcome::Place(_)));
+            assert!(matches!(set(&world, one, write()).await, LockOutcome::Held { .. }));
+        }
+        assert_eq!(ask(&world, two, LockRequest::Leave(write())).await.unwrap(), LockOutcome::Done);
+        if !is_told {
+            assert!(matches!(waiting.now_or_never(), Some(Ok(LockOutcome::Place(_)))), "it is answered");
+            unlock(&world, one, 1).await;
+        }
+        assert_eq!(set(&world, one, write()).await, LockOutcome::Done);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_wait_ends_unanswered_after_a_while_and_a_circle_at_once() {
     let world = World::new().await;
     let (one, two) = (world.session().await.session, world.session().await.session);

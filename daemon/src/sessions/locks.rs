@@ -104,7 +104,7 @@ impl Locks {
             let unclaimed = &self.inner().unclaimed;
             match &request {
                 LockRequest::Claim { .. } => true,
-                LockRequest::Unlock { .. } => !unclaimed.contains(&session),
+                LockRequest::Unlock { .. } | LockRequest::Leave(_) => !unclaimed.contains(&session),
                 _ => unclaimed.is_empty(),
             }
         };
@@ -118,6 +118,11 @@ impl Locks {
             }
             LockRequest::Set { wanted, place } => self.set(session, wanted, place),
             LockRequest::Wait { wanted, place } => self.wait(session, wanted, place).await,
+            LockRequest::Leave(wanted) => {
+                self.inner().table.give_up(wanted.ino, (session, wanted.owner), wanted.lock);
+                self.changed();
+                Ok(LockOutcome::Done)
+            }
             LockRequest::Unlock { ino, owner, start, end } => {
                 check(start, end)?;
                 let done = self.inner().table.unlock(ino, (session, owner), start, end);
@@ -181,6 +186,10 @@ impl Locks {
         let mut changes = self.changes.subscribe();
         loop {
             changes.mark_unchanged();
+            if !self.inner().table.waits(owner, number) {
+                // It was left meanwhile.
+                return Ok(LockOutcome::Place(number));
+            }
             if self.inner().blocker(session, wanted, Some(number)).is_none() {
                 tokio::spawn(async move {
                     sleep(TURN).await;

@@ -22,6 +22,8 @@ use super::session::Session;
 const RECOVERING_PAUSE: Duration = Duration::from_millis(100);
 /// The pause before another wait when the one before was in vain.
 const REFUSED_PAUSE: Duration = Duration::from_millis(10);
+/// How long who gives up a wait tells the daemon so; it finds out by itself when the request is gone.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Owners are told apart by so many numbers when their changes are put in order.
 const STRIPES: usize = 16;
 
@@ -272,20 +274,27 @@ impl Fs {
                 LockOutcome::Held { .. } => {}
                 outcome => return ended(outcome),
             }
-            let wait = async {
+            let wait = async move {
                 if place.is_some() {
                     // Its turn had come and was no turn: a daemon that says so all the time must not keep us busy.
                     sleep(REFUSED_PAUSE).await;
                 }
                 self.session.ask_for_lock(&LockRequest::Wait { wanted, place }).await
             };
+            let mut wait = pin!(wait);
             tokio::select! {
                 biased;
-                () = &mut patience => return Ok(Locked::Held),
-                answer = wait => match answer?.1.outcome {
+                answer = &mut wait => match answer?.1.outcome {
                     LockOutcome::Place(given) => place = Some(given),
                     outcome => return ended(outcome),
                 },
+                () = &mut patience => {
+                    // Its place must not keep anybody out who comes after this.
+                    let leave = LockRequest::Leave(wanted);
+                    let left = async { tokio::join!(self.session.ask_for_lock(&leave), wait) };
+                    let _in_time = timeout(LEAVE_TIMEOUT, left).await;
+                    return Ok(Locked::Held);
+                }
             }
         }
     }

@@ -57,6 +57,8 @@ pub(crate) struct Daemon {
     pub(crate) release_batches: Notify,
     pub(crate) batches: AtomicU64,
     pub(crate) reads: AtomicU64,
+    /// Waits for locks that were given up.
+    pub(crate) leaves: AtomicU64,
 }
 
 struct State {
@@ -189,6 +191,10 @@ impl State {
                     Err(Refusal::Deadlock) => LockOutcome::Deadlock,
                     Err(Refusal::Full) => LockOutcome::Full,
                 }
+            }
+            LockRequest::Leave(wanted) => {
+                self.locks.give_up(wanted.ino, (id, wanted.owner), wanted.lock);
+                LockOutcome::Done
             }
             LockRequest::Unlock { ino, owner, start, end } => {
                 self.locks.unlock(*ino, (id, *owner), *start, *end).unwrap();
@@ -399,6 +405,9 @@ impl Daemon {
 
     /// A wait ends when the lock might be free, or after 10 s.
     async fn lock_outcome(&self, id: SessionId, request: &LockRequest) -> LockOutcome {
+        if let LockRequest::Leave(_) = request {
+            self.leaves.fetch_add(1, Ordering::SeqCst);
+        }
         let outcome = self.state.lock().unwrap().lock_outcome(id, request);
         let (LockRequest::Wait { wanted, .. }, LockOutcome::Place(place)) = (request, outcome) else {
             self.locks_changed.notify_waiters();
@@ -410,7 +419,8 @@ impl Daemon {
             let changed = self.locks_changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            let blocked = self.state.lock().unwrap().blocker(id, wanted).is_some();
+            let left = !self.state.lock().unwrap().locks.waits((id, wanted.owner), place);
+            let blocked = !left && self.state.lock().unwrap().blocker(id, wanted).is_some();
             if !blocked || tokio::time::timeout_at(end, changed).await.is_err() {
                 return outcome;
             }

@@ -81,6 +81,7 @@ async fn impatience_ends_a_wait_and_leaves_what_was_held() {
     assert_eq!(attempt(&two, second, 2, read(0, 9)).await, Locked::Granted);
     let wait = two.set_lock(second, 2, write(0, 9), sleep(Duration::from_secs(12)));
     assert_eq!(wait.await.unwrap(), Locked::Held);
+    assert_eq!(daemon.leaves.load(Ordering::SeqCst), 1, "the daemon is told before the program is");
     one.unlock(first, 1, 0, OFFSET_MAX).await.unwrap();
     assert_eq!(daemon.locks(), [(2, read(0, 9))]);
 }
