@@ -2,6 +2,7 @@
 //! anew, to give it up with the last handle, and to know what a lost session took with it.
 
 use std::collections::{BTreeMap, HashMap};
+use std::future::ready;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -274,6 +275,20 @@ impl Fs {
                 LockOutcome::Held { .. } => {}
                 outcome => return ended(outcome),
             }
+            let leave = LockRequest::Leave(wanted);
+            let has_patience = async {
+                tokio::select! {
+                    biased;
+                    () = &mut patience => false,
+                    () = ready(()) => true,
+                }
+            };
+            if !has_patience.await {
+                if place.is_some() {
+                    let _in_time = timeout(LEAVE_TIMEOUT, self.session.ask_for_lock(&leave)).await;
+                }
+                return Ok(Locked::Held);
+            }
             let wait = async move {
                 if place.is_some() {
                     // Its turn had come and was no turn: a daemon that says so all the time must not keep us busy.
@@ -290,7 +305,6 @@ impl Fs {
                 },
                 () = &mut patience => {
                     // Its place must not keep anybody out who comes after this.
-                    let leave = LockRequest::Leave(wanted);
                     let left = async { tokio::join!(self.session.ask_for_lock(&leave), wait) };
                     let _in_time = timeout(LEAVE_TIMEOUT, left).await;
                     return Ok(Locked::Held);

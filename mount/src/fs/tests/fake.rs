@@ -57,7 +57,8 @@ pub(crate) struct Daemon {
     pub(crate) release_batches: Notify,
     pub(crate) batches: AtomicU64,
     pub(crate) reads: AtomicU64,
-    /// Waits for locks that were given up.
+    /// Requests that wait for locks, and those that say that a wait was given up.
+    pub(crate) lock_waits: AtomicU64,
     pub(crate) leaves: AtomicU64,
 }
 
@@ -405,8 +406,10 @@ impl Daemon {
 
     /// A wait ends when the lock might be free, or after 10 s.
     async fn lock_outcome(&self, id: SessionId, request: &LockRequest) -> LockOutcome {
-        if let LockRequest::Leave(_) = request {
-            self.leaves.fetch_add(1, Ordering::SeqCst);
+        match request {
+            LockRequest::Wait { .. } => drop(self.lock_waits.fetch_add(1, Ordering::SeqCst)),
+            LockRequest::Leave(_) => drop(self.leaves.fetch_add(1, Ordering::SeqCst)),
+            _ => {}
         }
         let outcome = self.state.lock().unwrap().lock_outcome(id, request);
         let (LockRequest::Wait { wanted, .. }, LockOutcome::Place(place)) = (request, outcome) else {

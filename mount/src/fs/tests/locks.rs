@@ -79,6 +79,8 @@ async fn impatience_ends_a_wait_and_leaves_what_was_held() {
     let ([one, two], _, [first, second]) = two(&daemon).await;
     assert_eq!(attempt(&one, first, 1, read(0, 9)).await, Locked::Granted);
     assert_eq!(attempt(&two, second, 2, read(0, 9)).await, Locked::Granted);
+    assert_eq!(attempt(&two, second, 2, write(0, 9)).await, Locked::Held);
+    assert_eq!(daemon.lock_waits.load(Ordering::SeqCst), 0, "who does not wait has no place");
     let wait = two.set_lock(second, 2, write(0, 9), sleep(Duration::from_secs(12)));
     assert_eq!(wait.await.unwrap(), Locked::Held);
     assert_eq!(daemon.leaves.load(Ordering::SeqCst), 1, "the daemon is told before the program is");
