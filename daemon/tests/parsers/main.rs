@@ -1,37 +1,29 @@
 //! Every parser of bytes from outside, with bytes that nobody meant: none panics, and none allocates what the bytes merely claim.
 //! `PROPTEST_CASES` makes it longer.
-#![allow(missing_docs, clippy::unwrap_used, reason = "parts of a test")]
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used, reason = "parts of a test")]
 
-use std::net::SocketAddr;
-use std::sync::{Arc, Once};
+mod api;
 
-use axum::Router;
-use axum::body::{Body, Bytes, to_bytes};
-use axum::extract::ConnectInfo;
-use axum::http::{HeaderValue, Request, StatusCode};
+use std::sync::Once;
+
+use axum::body::Bytes;
 use proptest::prelude::{Just, Strategy, any, prop, prop_assert, prop_oneof, proptest};
 use proptest::test_runner::TestCaseError;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
-use tandemd::blocks::memory::MemoryStore as BlockMemory;
-use tandemd::daemon::{Daemon, Parts};
-use tandemd::http::router;
-use tandemd::meta::memory::MemoryStore;
 use tandemd::meta::record;
-use tandemd::replicate::NodeSetup;
-use tandemd::settings::Settings;
 use tandemd::volumes::files::{RangeAnswer, range_of};
 use tandemfs::api::fs::{Ack, Batch, BatchReply, Event, OpenSession, Read, ReadReply, ResumeSession};
 use tandemfs::api::locks::{HeldLock, Lock, LockKind, LockRequest};
 use tandemfs::block::{self, Header};
-use tandemfs::clock::{SystemClock, Time};
+use tandemfs::clock::Time;
 use tandemfs::codec;
 use tandemfs::id::{BlockId, FileId, Ino, NodeId, VolumeId};
 use tandemfs::name::{Name, PATH_MAX, join_path, split_path};
 use tandemfs::tree::{Credentials, Key, Mutation, NewNode, Record, Want, WrittenExtent};
-use tower::ServiceExt as _;
+
+use api::{Api, COMPACT, FORM, UPLOAD, header};
 
 /// What all tests here may allocate together. An allocation beyond it ends the process.
 const MEMORY: u64 = 2 << 30;
@@ -258,101 +250,15 @@ proptest! {
     }
 }
 
-/// A daemon without disks, and the admin's token and a file there.
-struct Api {
-    runtime: tokio::runtime::Runtime,
-    router: Router,
-    token: String,
-    file: String,
-    _directory: tempfile::TempDir,
-}
-
-impl Api {
-    fn start() -> Self {
-        bound_memory();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let directory = tempfile::tempdir().unwrap();
-        let settings =
-            Settings { data: directory.path().to_owned(), lease_ms: 3_600_000, ..Settings::default() };
-        let nodes = (1..=3).map(|number| NodeSetup {
-            id: NodeId(number),
-            kind: "memory".to_owned(),
-            location: String::new(),
-            zone: number.to_string(),
-            weight: 1,
-            store: Arc::new(BlockMemory::new()),
-        });
-        let parts = Parts {
-            meta: Arc::new(MemoryStore::new()),
-            nodes: nodes.collect(),
-            clock: Arc::new(SystemClock),
-            first_password: None,
-            lock: None,
-        };
-        let app = runtime.block_on(Daemon::start(settings, parts)).unwrap();
-        let mut api = Self {
-            runtime,
-            router: router(app),
-            token: String::new(),
-            file: String::new(),
-            _directory: directory,
-        };
-        let json = [("content-type", &b"application/json"[..])];
-        let login = json!({"username": "admin", "password": "admin123"}).to_string();
-        let body = |answer: (StatusCode, Bytes)| -> Value { serde_json::from_slice(&answer.1).unwrap() };
-        api.token = body(api.send("POST", "/login", &json, login))
-            .pointer("/token")
-            .unwrap()
-            .as_str()
-            .unwrap()
-            .to_owned();
-        let kind = [("content-type", &b"multipart/form-data; boundary=b"[..])];
-        api.file = body(api.send("POST", "/upload", &kind, UPLOAD))["file_id"].as_str().unwrap().to_owned();
-        api
-    }
-
-    /// The answer to a request as the admin, unless a header says who else.
-    fn send(
-        &self,
-        method: &str,
-        path: &str,
-        headers: &[(&str, &[u8])],
-        body: impl Into<Body>,
-    ) -> (StatusCode, Bytes) {
-        let peer: SocketAddr = "127.0.0.1:1".parse().unwrap();
-        let mut request =
-            Request::builder().method(method).uri(path).extension(ConnectInfo(peer)).header("host", "x");
-        if !headers.iter().any(|(name, _)| *name == "authorization") {
-            request = request.header("authorization", format!("Bearer {}", self.token));
-        }
-        for (name, value) in headers {
-            request = request.header(*name, HeaderValue::from_bytes(value).unwrap());
-        }
-        let request = request.body(body.into()).unwrap();
-        self.runtime.block_on(async {
-            let (parts, body) = self.router.clone().oneshot(request).await.unwrap().into_parts();
-            (parts.status, to_bytes(body, 1 << 20).await.unwrap())
-        })
-    }
-}
-
-/// The file is 20 bytes long.
-const UPLOAD: &str = "--b\r\nContent-Disposition: form-data; name=\"path\"\r\n\r\ndir/name\r\n\
-    --b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"f\"\r\n\r\n01234567890123456789\r\n--b--\r\n";
-
-/// What a header may carry of some bytes.
-fn header(bytes: Vec<u8>) -> Vec<u8> {
-    bytes.into_iter().filter(|byte| *byte >= 0x20 && *byte != 0x7f).collect()
-}
-
 #[test]
 fn requests() {
+    bound_memory();
     let api = Api::start();
     let cursor = b"L2Rpci9uYW1l";
     proptest!(|(damage in damage(), noise in prop::collection::vec(any::<u8>(), 0..100))| {
         // Tokens: not one that was changed is taken.
         for token in [damaged(api.token.as_bytes(), &damage), noise.clone()] {
-            let value = header([b"Bearer ", &token[..]].concat());
+            let value = header(&[b"Bearer ", &token[..]].concat());
             if value != format!("Bearer {}", api.token).as_bytes() {
                 let (status, _) = api.send("GET", "/v1/me", &[("authorization", &value)], "");
                 prop_assert!(status == 401, "{status}");
@@ -367,18 +273,17 @@ fn requests() {
             }
         }
         // Ranges and tags.
-        let range = header(damaged(b"bytes=3-7", &damage));
+        let range = header(&damaged(b"bytes=3-7", &damage));
         let (status, body) = api.send("GET", &format!("/download/{}", api.file), &[("range", &range)], "");
         prop_assert!([200, 206, 416].contains(&status.as_u16()), "{status}");
         prop_assert!(status == 416 || body.len() <= 20);
-        let tag = header(noise.clone());
+        let tag = header(&noise);
         for name in ["if-match", "if-none-match", "if-range"] {
             let (status, _) = api.send("GET", &format!("/download/{}", api.file), &[(name, &tag)], "");
             prop_assert!([200, 304, 412].contains(&status.as_u16()), "{name}: {status}");
         }
         // Bodies.
-        let kind = [("content-type", &b"multipart/form-data; boundary=b"[..])];
-        let (status, body) = api.send("POST", "/upload", &kind, damaged(UPLOAD.as_bytes(), &damage));
+        let (status, body) = api.send("POST", "/upload", &[FORM], damaged(UPLOAD.as_bytes(), &damage));
         prop_assert!(!status.is_server_error(), "{status} {body:?}");
     });
 }
@@ -390,20 +295,16 @@ fn lock() -> LockRequest {
 
 #[test]
 fn batches_reads_and_locks() {
+    bound_memory();
     let api = Api::start();
-    let json = [("content-type", &b"application/json"[..])];
-    let open = r#"{"volume":null,"read_only":false,"client":"test"}"#;
-    let grant: Value = serde_json::from_slice(&api.send("POST", "/fs/v1/sessions", &json, open).1).unwrap();
-    let session = grant["session"].as_u64().unwrap();
     proptest!(|(damage in damage())| {
-        let kind = [("content-type", &b"application/vnd.msgpack"[..])];
         for (path, value) in [
             ("batches", codec::encode(&batch()).unwrap()),
             ("reads", codec::encode(&read()).unwrap()),
             ("locks", codec::encode(&lock()).unwrap()),
         ] {
-            let path = format!("/fs/v1/sessions/{}/{path}", session);
-            let (status, body) = api.send("POST", &path, &kind, damaged(&value, &damage));
+            let path = format!("/fs/v1/sessions/{}/{path}", api.session);
+            let (status, body) = api.send("POST", &path, &[COMPACT], damaged(&value, &damage));
             prop_assert!(!status.is_server_error(), "{status} {body:?}");
         }
     });
