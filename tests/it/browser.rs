@@ -174,6 +174,17 @@ impl Browser {
         let text = |index: usize| shown[index].as_str().expect("text").to_owned();
         (text(0), text(1))
     }
+
+    /// Waits until a file has been saved, which goes on beside what is shown.
+    async fn has_saved(&self, name: &str) {
+        for _ in 0..100 {
+            if self.downloads().join(name).exists() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("{name} was not saved");
+    }
 }
 
 impl Drop for Browser {
@@ -204,7 +215,7 @@ async fn what_a_user_stored_runs_no_script_in_a_browser() {
         browser.go(&url).await;
         let shown = browser.go(&format!("{url}/served{path}")).await;
         assert_eq!(shown, ("/".to_owned(), "text/html".to_owned()), "{name} is shown instead of saved");
-        assert!(browser.downloads().join(name).exists(), "{name} was not saved");
+        browser.has_saved(name).await;
         browser.go(&format!("{url}/page/served{path}")).await;
         // A policy speaks of what is shown; not of what a page takes for its own script.
         browser.go(&format!("{url}/policy{path}")).await;
