@@ -40,11 +40,19 @@ pub(super) async fn login(context: &Context, username: Option<String>, source: P
 async fn store_token(context: &Context, username: &str, password: String) -> Result<StoredToken> {
     let store = TokenStore::of_user()?;
     // Before anything is made: is there a place to keep it?
-    store.get(context.client.url())?;
+    let stored = store.get(context.client.url())?;
     let reply = context.client.login(&Login { username: username.to_owned(), password }).await?;
     let client = context.client_as(Credentials::Token(reply.token))?;
+    let tokens = client.list_tokens(None).await?.tokens;
+    let counts = |stored: &StoredToken| {
+        stored.username == reply.user.username && tokens.iter().any(|token| token.token_id == stored.token_id)
+    };
+    if let Some(stored) = stored.filter(counts) {
+        // Mounts go on with it.
+        return Ok(stored);
+    }
     let name = token_name();
-    for old in client.list_tokens(None).await?.tokens.iter().filter(|token| token.name == name) {
+    for old in tokens.iter().filter(|token| token.name == name) {
         revoke_if_there(&client, &old.token_id).await?;
     }
     let created = client.create_token(&NewToken { name, expires_in_days: None }).await?;

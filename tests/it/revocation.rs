@@ -226,6 +226,13 @@ fn the_command_changes_passwords_and_revokes_tokens() {
     assert_eq!(refused.status.code(), Some(3), "{}", String::from_utf8_lossy(&refused.stderr));
     assert!(!cluster.tandem(&["tokens", "list"]).contains("backup"));
 
+    // Another login does not end what mounts go on with.
+    let again =
+        cluster.command(&["login", "-u", "admin"]).env("TANDEM_PASSWORD", "admin123").output().unwrap();
+    assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+    let stored = fs::read_to_string(cluster.root().join("config/tandemfs/credentials.toml")).unwrap();
+    assert_eq!(stored, stored_before);
+
     let passwd = |current: &str, new: &str| {
         let mut command = cluster.command(&["passwd"]);
         command.env("TANDEM_PASSWORD", current).env("TANDEM_NEW_PASSWORD", new).output().unwrap()
