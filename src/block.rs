@@ -27,7 +27,7 @@ pub const HEADER_MAX: usize = ALIGN;
 pub const OBJECT_MAX: usize = HEADER_MAX + DATA_MAX;
 
 const MAGIC: [u8; 8] = *b"TANDEMBK";
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
 const CODEC_NONE: u8 = 0;
 const CIPHER_NONE: u8 = 0;
 const KEY_NONE: u32 = 0;
@@ -282,7 +282,7 @@ mod tests {
     fn the_layout_is_as_documented() {
         let object = encode(VolumeId(0x0102), &ID, b"hello").unwrap();
         assert_eq!(object.len(), 64 + 16 + 16 + 5);
-        let begin = b"TANDEMBK\x00\x02\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01\x02";
+        let begin = b"TANDEMBK\x00\x03\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01\x02";
         assert_eq!(object[..24], begin[..]);
         assert_eq!(object[24..56], ID.0);
         assert_eq!(object[56..64], [0, 0, 0, 5, 0, 0, 0, 5]);

@@ -70,9 +70,8 @@ impl Draft {
     /// Makes the object. One of [`ALIGNED_MIN`] bytes and more lies in [`Pages`].
     pub fn encode(mut self, volume: VolumeId, id: &BlockId) -> Bytes {
         if self.length < ALIGNED_MIN {
-            let small = self.data().to_vec();
-            let mut object = header(volume, id, &small);
-            object.extend(small);
+            let mut object = header(volume, id, self.data());
+            object.extend_from_slice(self.data());
             return object.into();
         }
         let header = header(volume, id, self.data());

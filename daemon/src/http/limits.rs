@@ -11,7 +11,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::header::{self, HeaderName};
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, HeaderValue, Method, Version};
+use axum::http::{HeaderMap, HeaderValue, Method, Uri, Version};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use futures::{FutureExt as _, Stream, StreamExt as _};
@@ -113,8 +113,8 @@ async fn answer(limits: &Limits, request: Request, next: Next) -> Response {
     let place = Place::default();
     let mut request = watch_body(request, limits.idle, &stalled, &place);
     request.extensions_mut().insert(place.clone());
-    let name = format!("{} {}", request.method(), request.uri().path());
-    let run = notice_slow(&name, AssertUnwindSafe(next.run(request)).catch_unwind());
+    let (method, uri) = (request.method().clone(), request.uri().clone());
+    let run = notice_slow(&method, &uri, AssertUnwindSafe(next.run(request)).catch_unwind());
     let response = if untimed {
         run.await
     } else {
@@ -142,14 +142,15 @@ async fn answer(limits: &Limits, request: Request, next: Next) -> Response {
 }
 
 /// Says in the log when something takes long: who looks for the cause of a stall has to know where to begin.
-async fn notice_slow<T>(name: &str, work: impl Future<Output = T>) -> T {
+async fn notice_slow<T>(method: &Method, uri: &Uri, work: impl Future<Output = T>) -> T {
     let mut work = std::pin::pin!(work);
     match tokio::time::timeout(SLOW, &mut work).await {
         Ok(done) => done,
         Err(_) => {
             log::warn!(
-                "request {}: {name:?} is not answered after {} s",
+                "request {}: {method} {:?} is not answered after {} s",
                 super::problem::request_id(),
+                uri.path(),
                 SLOW.as_secs()
             );
             work.await
