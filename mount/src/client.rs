@@ -8,7 +8,8 @@ use bytes::Bytes;
 use futures::StreamExt;
 use tandemfs::api::files::Storage;
 use tandemfs::api::fs::{
-    Ack, Batch, BatchReply, InodeRange, OpenSession, Read, ReadReply, ResumeSession, SessionGrant,
+    Ack, Batch, BatchReply, DelegationReply, DelegationRequest, InodeRange, OpenSession, Read, ReadReply,
+    ResumeSession, SessionGrant,
 };
 use tandemfs::api::locks::{LockReply, LockRequest};
 use tandemfs::client::{Client, is_refused};
@@ -49,6 +50,10 @@ impl Remote for Client {
 
     async fn inodes(&self, session: SessionId) -> Result<InodeRange> {
         self.inodes(session).await
+    }
+
+    async fn delegation(&self, session: SessionId, request: &DelegationRequest) -> Result<DelegationReply> {
+        self.delegation(session, request).await
     }
 
     async fn lock(&self, session: SessionId, request: &LockRequest) -> Result<LockReply> {

@@ -10,6 +10,7 @@
 //! | `POST /fs/v1/sessions/<id>/batches` | [`Batch`] | 200 [`BatchReply`] |
 //! | `POST /fs/v1/sessions/<id>/reads` | [`Read`] | 200 [`ReadReply`] |
 //! | `POST /fs/v1/sessions/<id>/inodes` | | 200 [`InodeRange`] |
+//! | `POST /fs/v1/sessions/<id>/delegations` | [`DelegationRequest`] | 200 [`DelegationReply`] |
 //! | `POST /fs/v1/sessions/<id>/locks` | [`LockRequest`](super::locks::LockRequest) | 200 [`LockReply`](super::locks::LockReply) |
 //! | `PUT /fs/v1/sessions/<id>/blocks/<block>` | the bytes | 204 once they are durable on every chosen node |
 //! | `GET /fs/v1/sessions/<id>/blocks/<block>` | | the bytes, or those of `Range` |
@@ -36,6 +37,8 @@ pub const BLOCK_SIZE_MAX: usize = 4 << 20;
 /// How many batches of a session may be under way: a sequence number may be used once the one that lies so many
 /// before it has been answered. The daemon keeps as many answers, to give them again.
 pub const SESSION_SLOTS: u64 = 256;
+/// The most delegations of a session, and the most that one request returns.
+pub const DELEGATIONS_MAX: usize = 65_536;
 
 /// Opens a session on a volume.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -53,6 +56,9 @@ pub struct OpenSession {
 pub struct ResumeSession {
     /// Inodes without links that the client still holds open.
     pub held: Vec<Ino>,
+    /// Files that are delegated to it ([`DelegationRequest`]). A daemon that was started anew learns of them only so.
+    #[serde(default)]
+    pub delegations: Vec<Ino>,
 }
 
 /// What a session is granted.
@@ -98,6 +104,30 @@ pub struct Batch {
     /// Inodes that this batch may leave without links and that the client holds open: they live on until the
     /// client says [`Mutation::Reap`] or the session ends.
     pub held: Vec<Ino>,
+    /// Regular files that this batch creates and that are delegated to the session from then on ([`DelegationRequest`]).
+    #[serde(default)]
+    pub delegates: Vec<Ino>,
+}
+
+/// Takes or returns write delegations (the word is that of NFS version 4, RFC 8881, section 10.4).
+///
+/// A session to which a file is delegated may answer its programs' writes before the daemon knows of them. Whatever others ask for
+/// that shows the file or changes it waits until the session, told by [`Event::Recall`], has committed what was written and has returned
+/// the delegation.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DelegationRequest {
+    /// Wants a regular file; answered when all others have dropped what they had cached of it.
+    Take(Ino),
+    /// Returns files. What was written to them has been committed.
+    Return(Vec<Ino>),
+}
+
+/// The answer to a [`DelegationRequest`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DelegationReply {
+    /// The daemon's run ([`SessionGrant::run`]) in which this counts: the next one knows of it by [`ResumeSession::delegations`] alone.
+    pub run: u64,
 }
 
 /// The answer to a batch that was committed.
@@ -150,6 +180,24 @@ pub enum Event {
         keys: Vec<Key>,
         /// Inodes that have no links any more. The acknowledgement says which of them are held open.
         orphans: Vec<Ino>,
+    },
+    /// A file is delegated to another session, which need not tell of writes at once: drop all that is cached of the file, then
+    /// acknowledge.
+    Delegated {
+        /// As above.
+        number: u64,
+        /// The volume's version from which on this is so.
+        version: u64,
+        /// The file.
+        ino: Ino,
+    },
+    /// Others wait for files that are delegated to this session: acknowledge at once, then commit what was written to them and
+    /// return them.
+    Recall {
+        /// As above.
+        number: u64,
+        /// The files.
+        inos: Vec<Ino>,
     },
     /// Too much has changed to say what: drop everything, then acknowledge.
     DropAll {

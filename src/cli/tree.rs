@@ -59,7 +59,7 @@ async fn answer_events(client: Client, session: SessionId) {
     while let Some(Ok(event)) = events.next().await {
         let (Event::Changed { number, .. } | Event::DropAll { number, .. } | Event::Heartbeat { number }) =
             event;
-        if client.ack(session, &Ack { number, held: Vec::new() }).await.is_err() {
+        if client.ack(session, &Ack { number, held: Vec::new(), delegates: Vec::new() }).await.is_err() {
             return;
         }
     }
@@ -160,7 +160,7 @@ impl Tree {
     /// Has mutations committed as one.
     pub(super) async fn change_all(&mut self, mutations: Vec<Mutation>) -> Result<()> {
         self.sequence += 1;
-        let batch = Batch { sequence: self.sequence, mutations, held: Vec::new() };
+        let batch = Batch { sequence: self.sequence, mutations, held: Vec::new(), delegates: Vec::new() };
         self.client.batch(self.grant.session, &batch).await.map(drop)
     }
 

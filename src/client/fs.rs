@@ -11,8 +11,8 @@ use tokio::time::timeout;
 use super::transport::Call;
 use super::{ByteStream, Client, ShortCircuit};
 use crate::api::fs::{
-    Ack, BLOCK_SIZE_MAX, Batch, BatchReply, Event, InodeRange, OpenSession, Read, ReadReply, ResumeSession,
-    SessionGrant,
+    Ack, BLOCK_SIZE_MAX, Batch, BatchReply, DelegationReply, DelegationRequest, Event, InodeRange,
+    OpenSession, Read, ReadReply, ResumeSession, SessionGrant,
 };
 use crate::api::locks::{LockReply, LockRequest};
 use crate::id::{BlockId, SessionId};
@@ -73,6 +73,16 @@ impl Client {
     pub async fn lock(&self, session: SessionId, request: &LockRequest) -> Result<LockReply> {
         let session = session.to_string();
         self.transport.value(Call::post(&path(&session, &["locks"])).compact().body(request)?).await
+    }
+
+    /// Takes or returns delegations. Taking one may have to wait for another session.
+    pub async fn delegation(
+        &self,
+        session: SessionId,
+        request: &DelegationRequest,
+    ) -> Result<DelegationReply> {
+        let session = session.to_string();
+        self.transport.value(Call::post(&path(&session, &["delegations"])).compact().body(request)?).await
     }
 
     /// Stores a block; it is durable when this returns.

@@ -84,6 +84,11 @@ impl WorkingSet {
         self.loaded.insert(key, record);
     }
 
+    /// What it was told, of the records that a rule has asked for and of others.
+    pub fn loaded(&self) -> &BTreeMap<Key, Option<Record>> {
+        &self.loaded
+    }
+
     /// Tells it that all records that `want` (chunks, attributes or links) covers have been loaded.
     pub fn load_range(&mut self, want: Want) {
         self.ranges.insert(&want);

@@ -7,7 +7,8 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use tandemfs::api::fs::{
-    Ack, Batch, BatchReply, Event, InodeRange, OpenSession, Read, ReadReply, ResumeSession, SessionGrant,
+    Ack, Batch, BatchReply, DelegationReply, DelegationRequest, Event, InodeRange, OpenSession, Read,
+    ReadReply, ResumeSession, SessionGrant,
 };
 use tandemfs::api::locks::{LockReply, LockRequest};
 use tandemfs::id::{BlockId, SessionId};
@@ -21,7 +22,7 @@ use crate::accounts::Caller;
 use crate::daemon::App;
 use crate::volumes::files::{RangeAnswer, range_of};
 
-/// The largest body of a batch, a read or a claim of locks, in bytes.
+/// The largest body of a batch, a read, a claim of locks or a return of delegations, in bytes.
 const BATCH_BYTES_MAX: usize = 16 << 20;
 
 pub(super) fn routes() -> OpenApiRouter<App> {
@@ -29,6 +30,7 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(batch))
         .routes(routes!(read))
         .routes(routes!(lock))
+        .routes(routes!(delegation))
         .layer(DefaultBodyLimit::max(BATCH_BYTES_MAX));
     OpenApiRouter::new()
         .routes(routes!(open))
@@ -141,6 +143,20 @@ async fn read(
     Wire(read): Wire<Read>,
 ) -> Result<Response, Problem> {
     accepts.answer(&app.sessions.read(&caller, SessionId(session), &read).await?)
+}
+
+/// Take or return write delegations.
+#[utoipa::path(post, path = "/fs/v1/sessions/{session}/delegations", tag = "mount", params(("session" = u64, Path,)),
+    request_body(content((DelegationRequest = "application/json"), (DelegationRequest = "application/vnd.msgpack"))),
+    responses((status = 200, content((DelegationReply = "application/json"), (DelegationReply = "application/vnd.msgpack"))), Problems))]
+async fn delegation(
+    State(app): State<App>,
+    caller: Caller,
+    accepts: Accepts,
+    Path(session): Path<u64>,
+    Wire(request): Wire<DelegationRequest>,
+) -> Result<Response, Problem> {
+    accepts.answer(&app.sessions.delegation(&caller, SessionId(session), &request).await?)
 }
 
 /// Test, set, wait for, or release locks.

@@ -1,16 +1,16 @@
 //! Who has a session on which volume, and is told what changes there before the change is acknowledged.
 
 use futures::future::join_all;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tandemfs::id::{Ino, SessionId, UserId, VolumeId};
 use tandemfs::tree::Key;
 use tokio::sync::Notify;
-use tokio::time::sleep_until;
+use tokio::time::{Instant, sleep_until};
 
+use super::delegations::Delegations;
 use super::locks::Locks;
-use super::session::Session;
-
+use super::session::{News, Session};
 use crate::metrics::COUNTERS;
 
 /// All sessions that have not ended.
@@ -26,6 +26,8 @@ struct Inner {
     sessions: BTreeMap<SessionId, VolumeId>,
     /// Of every volume that has had a session in this run.
     locks: BTreeMap<VolumeId, Arc<Locks>>,
+    /// Likewise.
+    delegations: BTreeMap<VolumeId, Arc<Delegations>>,
     /// Sessions that have ended and are to be cleared away.
     ended: Vec<(VolumeId, SessionId)>,
 }
@@ -89,18 +91,90 @@ impl Audience {
         keys: &[Key],
         orphans: &[Ino],
     ) -> Told<'_> {
-        let mut told = Told { audience: self, waiting: Vec::new(), assumed_held: Vec::new() };
         if keys.is_empty() && orphans.is_empty() {
-            return told;
+            return Told { audience: self, waiting: Vec::new(), assumed_held: Vec::new() };
         }
+        self.tell_others(volume, author, |session| session.tell(version, keys.to_vec(), orphans.to_vec()))
+    }
+
+    /// Tells all sessions of a volume but one that a file is delegated to that one.
+    pub(crate) fn tell_delegated(&self, volume: VolumeId, to: SessionId, version: u64, ino: Ino) -> Told<'_> {
+        self.tell_others(volume, Some(to), |session| session.tell_delegated(version, ino))
+    }
+
+    fn tell_others(
+        &self,
+        volume: VolumeId,
+        author: Option<SessionId>,
+        tell: impl Fn(&Session) -> News,
+    ) -> Told<'_> {
+        let mut told = Told { audience: self, waiting: Vec::new(), assumed_held: Vec::new() };
         for session in self.others(volume, author) {
-            let news = session.tell(version, keys.to_vec(), orphans.to_vec());
+            let news = tell(&session);
             if !news.assumed_held.is_empty() {
                 told.assumed_held.push((session.id, news.assumed_held));
             }
             told.waiting.push((session, news.number));
         }
         told
+    }
+
+    /// What of some files stands in the way of showing them to `author`, or of a change by it; `None`: nothing. The daemon itself
+    /// does not wait for sessions of the run before.
+    pub(crate) fn in_the_way(
+        &self,
+        volume: VolumeId,
+        author: Option<SessionId>,
+        files: &BTreeSet<Ino>,
+    ) -> Option<InTheWay> {
+        if files.is_empty() {
+            return None;
+        }
+        let delegations = self.delegations(volume);
+        let expects = author.is_some_and(|author| delegations.expects_others(author));
+        let others = delegations.of_others(author, files);
+        (expects || !others.is_empty()).then_some(InTheWay { delegations, author, others })
+    }
+
+    /// Waits until nothing of it is in the way any more: the others have returned the files, or have ended.
+    pub(crate) async fn recall(&self, in_the_way: InTheWay) {
+        let InTheWay { delegations, author, others } = in_the_way;
+        join_all(others.iter().map(|(id, inos)| async {
+            match self.get(*id) {
+                Some(session) => self.returned(&delegations, &session, inos).await,
+                // It has ended, with a batch under way.
+                None => until(&delegations, || !delegations.has_any(*id, inos)).await,
+            }
+        }))
+        .await;
+        if let Some(author) = author {
+            until(&delegations, || !delegations.expects_others(author)).await;
+        }
+    }
+
+    /// Has a session return files, or ends it when it does not within its lease, and two of them if it shows that it lives.
+    async fn returned(&self, delegations: &Delegations, session: &Session, inos: &[Ino]) {
+        session.recall(inos);
+        let patience = Instant::now() + 2 * session.lease;
+        let mut changes = delegations.watch();
+        loop {
+            changes.mark_unchanged();
+            if !delegations.has_any(session.id, inos) {
+                return;
+            }
+            let deadline = session.deadline().min(patience);
+            if deadline <= Instant::now() && !session.is_ended() {
+                log::warn!("session {} has not returned what others wait for: fenced", session.id);
+                COUNTERS.sessions_fenced.inc();
+                self.end(session);
+                continue;
+            }
+            tokio::select! {
+                biased;
+                _ = changes.changed() => {}
+                () = sleep_until(deadline), if !session.is_ended() => {}
+            }
+        }
     }
 
     /// What the others on a volume have been told so far, to wait for it.
@@ -120,13 +194,29 @@ impl Audience {
         self.inner().locks.values().cloned().collect()
     }
 
-    /// Frees the locks of a session that has ended, as soon as no batch of it is under way: what was written under a lock is seen by
-    /// whoever is granted it next, or is refused.
-    pub(super) fn free_locks(&self, volume: VolumeId, session: &Session) {
+    /// The delegations of a volume.
+    pub(crate) fn delegations(&self, volume: VolumeId) -> Arc<Delegations> {
+        Arc::clone(self.inner().delegations.entry(volume).or_default())
+    }
+
+    /// The delegations of all volumes.
+    pub(super) fn all_delegations(&self) -> Vec<Arc<Delegations>> {
+        self.inner().delegations.values().cloned().collect()
+    }
+
+    /// Frees the locks and files of a session that has ended, as soon as no batch of it is under way: what was written is seen by
+    /// whoever comes next, or is refused.
+    pub(super) fn free(&self, volume: VolumeId, session: &Session) {
         if session.is_over() {
-            let locks = self.inner().locks.get(&volume).cloned();
+            let (locks, delegations) = {
+                let inner = self.inner();
+                (inner.locks.get(&volume).cloned(), inner.delegations.get(&volume).cloned())
+            };
             if let Some(locks) = locks {
                 locks.release(session.id);
+            }
+            if let Some(delegations) = delegations {
+                delegations.release(session.id);
             }
         }
     }
@@ -146,7 +236,7 @@ impl Audience {
         }
         inner.ended.push((volume, session.id));
         drop(inner);
-        self.free_locks(volume, session);
+        self.free(volume, session);
         self.ended_added.notify_one();
     }
 
@@ -155,7 +245,9 @@ impl Audience {
         for session in self.others(volume, None) {
             self.end(&session);
         }
-        self.inner().locks.remove(&volume);
+        let mut inner = self.inner();
+        inner.locks.remove(&volume);
+        inner.delegations.remove(&volume);
     }
 
     /// Ends a user's sessions on a volume.
@@ -199,7 +291,7 @@ impl Audience {
                 return;
             }
             let deadline = session.deadline();
-            if deadline <= tokio::time::Instant::now() {
+            if deadline <= Instant::now() {
                 log::warn!("session {} has not answered within its lease: fenced", session.id);
                 COUNTERS.sessions_fenced.inc();
                 self.end(session);
@@ -210,6 +302,24 @@ impl Audience {
                 _ = changes.changed() => {}
                 () = sleep_until(deadline) => {}
             }
+        }
+    }
+}
+
+/// Files that are delegated to others; see [`Audience::in_the_way`].
+pub(crate) struct InTheWay {
+    delegations: Arc<Delegations>,
+    author: Option<SessionId>,
+    others: BTreeMap<SessionId, Vec<Ino>>,
+}
+
+/// Waits until something is so that changes with delegations.
+async fn until(delegations: &Delegations, is_so: impl Fn() -> bool) {
+    let mut changes = delegations.watch();
+    loop {
+        changes.mark_unchanged();
+        if is_so() || changes.changed().await.is_err() {
+            return;
         }
     }
 }

@@ -6,6 +6,7 @@
 //! dropped by their first event.
 
 pub(crate) mod audience;
+mod delegations;
 mod events;
 #[cfg(test)]
 mod lock_tests;
@@ -15,13 +16,14 @@ mod session;
 mod tests;
 
 use bytes::Bytes;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tandemfs::api::fs::{
-    Ack, BATCH_MUTATIONS_MAX, Batch, BatchReply, InodeRange, OpenSession, Read, ReadReply, ResumeSession,
-    SESSION_SLOTS, SessionGrant,
+    Ack, BATCH_MUTATIONS_MAX, Batch, BatchReply, DELEGATIONS_MAX, DelegationReply, DelegationRequest,
+    InodeRange, OpenSession, Read, ReadReply, ResumeSession, SESSION_SLOTS, SessionGrant,
 };
 use tandemfs::api::locks::{LockOutcome, LockReply, LockRequest};
 use tandemfs::api::volumes::Access;
@@ -87,6 +89,7 @@ impl Sessions {
             for (_, record) in page {
                 let volume = record.volume;
                 audience.locks(volume).expect(record.id);
+                audience.delegations(volume).expect(record.id);
                 let session = Session::recovered(record, lease, meta.run(), 1);
                 audience.add(volume, Arc::new(session));
             }
@@ -166,11 +169,14 @@ impl Sessions {
         let (session, volume) = self.find(caller, id).await?;
         volume.orphans().hold(id, &resume.held);
         self.audience.check_ended(session.record().volume, id);
+        let of = session.record().volume;
+        self.audience.delegations(of).claim(id, &resume.delegations);
+        self.audience.free(of, &session);
         self.grant(&session, &volume).await
     }
 
     async fn grant(&self, session: &Session, volume: &Volume) -> Result<SessionGrant> {
-        let read = volume.read(&[tandemfs::tree::Want::Record(Key::Usage)]).await?;
+        let read = volume.read(Some(session.id), &[tandemfs::tree::Want::Record(Key::Usage)]).await?;
         let usage = match read.answers.into_iter().next().and_then(|mut answer| answer.records.pop()) {
             Some((_, Some(Record::Usage(usage)))) => usage,
             _ => tandemfs::tree::Usage::default(),
@@ -250,6 +256,7 @@ impl Sessions {
         if batch.sequence == 0
             || batch.mutations.len() > BATCH_MUTATIONS_MAX
             || batch.held.len() > BATCH_MUTATIONS_MAX
+            || batch.delegates.len() > BATCH_MUTATIONS_MAX
         {
             return Err(Error::invalid("sequence number 0, or too much in one batch"));
         }
@@ -313,7 +320,7 @@ impl Sessions {
     /// As [`Sessions::resume`].
     pub async fn read(&self, caller: &Caller, id: SessionId, read: &Read) -> Result<ReadReply> {
         let (_, volume) = self.find(caller, id).await?;
-        volume.read(&read.wants).await
+        volume.read(Some(id), &read.wants).await
     }
 
     /// Grants inode numbers.
@@ -328,6 +335,33 @@ impl Sessions {
         let record = session.with_inodes(first, count);
         self.meta.commit(Vec::new(), vec![meta::put(keys::session(id), &record)?]).await?;
         Ok(InodeRange { first, count })
+    }
+
+    /// Takes or returns delegations.
+    ///
+    /// # Errors
+    /// As [`Sessions::resume`]; `ReadOnly`; `NotFound` for what is no file; `TooManyRequests` with too many; `Invalid` for too many at once.
+    pub async fn delegation(
+        &self,
+        caller: &Caller,
+        id: SessionId,
+        request: &DelegationRequest,
+    ) -> Result<DelegationReply> {
+        let (session, volume) = self.find(caller, id).await?;
+        match request {
+            DelegationRequest::Take(ino) => {
+                self.writable(caller, &session)?;
+                volume.delegate(id, *ino).await?;
+            }
+            DelegationRequest::Return(files) if files.len() > DELEGATIONS_MAX => {
+                return Err(Error::invalid(format!("more than {DELEGATIONS_MAX} files")));
+            }
+            DelegationRequest::Return(files) => {
+                session.returned(files);
+                self.audience.delegations(session.record().volume).give_back(id, files);
+            }
+        }
+        Ok(DelegationReply { run: self.meta.run() })
     }
 
     /// Tests, sets, waits for, or releases locks.
@@ -349,7 +383,7 @@ impl Sessions {
         let outcome = locks.carry_out(run, id, request).await?;
         if self.audience.get(id).is_none() {
             // It has ended meanwhile, perhaps before this was granted.
-            self.audience.free_locks(session.record().volume, &session);
+            self.audience.free(session.record().volume, &session);
             return Err(Error::session_ended(format!("session {id}")));
         }
         Ok(LockReply { run, outcome })
@@ -475,23 +509,29 @@ async fn run_batch(
     let sequence = batch.sequence;
     let result = commit_batch(&session, &volume, batch).await;
     session.done(sequence, result.is_ok());
-    audience.free_locks(session.record().volume, &session);
+    audience.free(session.record().volume, &session);
     answer.send_replace(Some(Arc::new(result)));
 }
 
 async fn commit_batch(session: &Session, volume: &Arc<Volume>, batch: Batch) -> Result<BatchReply> {
+    let mut created = BTreeSet::new();
     for mutation in &batch.mutations {
-        if let Mutation::Create { ino, .. } = mutation
-            && !session.owns(*ino)
-        {
-            return Err(Error::invalid(format!("inode {ino} was not granted to the session")));
+        if let Mutation::Create { ino, .. } = mutation {
+            if !session.owns(*ino) {
+                return Err(Error::invalid(format!("inode {ino} was not granted to the session")));
+            }
+            created.insert(*ino);
         }
+    }
+    if let Some(ino) = batch.delegates.iter().find(|ino| !created.contains(ino)) {
+        return Err(Error::invalid(format!("inode {ino} is to be delegated and is not created")));
     }
     let change = Change {
         author: Some(session.id),
         sequence: Some(batch.sequence),
         mutations: Mutations::Fixed(batch.mutations),
         held: batch.held,
+        delegates: batch.delegates,
         quiet: false,
     };
     volume.commit(change).await
@@ -517,6 +557,9 @@ async fn watch_over(sessions: std::sync::Weak<Sessions>, lease: Duration) {
         if !recovered && now >= recovered_until {
             for locks in strong.audience.all_locks() {
                 locks.expect_no_more();
+            }
+            for delegations in strong.audience.all_delegations() {
+                delegations.expect_no_more();
             }
             match strong.volumes.settle_recovered().await {
                 Ok(()) => recovered = true,

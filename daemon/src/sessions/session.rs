@@ -1,6 +1,6 @@
 //! One session in memory: what it has to be told, what it has acknowledged, and which of its batches are under way.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tandemfs::api::fs::{Ack, BatchReply, Event, SESSION_SLOTS};
@@ -41,6 +41,8 @@ struct Inner {
     /// Events that have not been acknowledged, in order, and since when they wait.
     events: VecDeque<(Instant, Event)>,
     keys: usize,
+    /// Files that it was told to return and has not returned yet.
+    recalled: BTreeSet<Ino>,
     /// The number of the last event.
     last: u64,
     acknowledged: u64,
@@ -101,6 +103,7 @@ impl Session {
             seen: Instant::now(),
             events: VecDeque::new(),
             keys: 0,
+            recalled: BTreeSet::new(),
             last,
             acknowledged: last,
             stream: 0,
@@ -158,6 +161,11 @@ impl Session {
         was_live
     }
 
+    /// Whether it has ended.
+    pub(super) fn is_ended(&self) -> bool {
+        self.inner().ended
+    }
+
     /// Whether it has ended and none of its batches is under way.
     pub(super) fn is_over(&self) -> bool {
         let inner = self.inner();
@@ -168,23 +176,52 @@ impl Session {
     /// taken to hold all orphans that it was not told of.
     pub(super) fn tell(&self, version: u64, keys: Vec<Key>, orphans: Vec<Ino>) -> News {
         let mut inner = self.inner();
-        let mut assumed_held = Vec::new();
-        let number = if inner.events.len() >= EVENTS_MAX || inner.keys + keys.len() > KEYS_MAX {
-            for (_, event) in std::mem::take(&mut inner.events) {
-                if let Event::Changed { orphans, .. } = event {
-                    assumed_held.extend(orphans);
-                }
-            }
-            assumed_held.extend(orphans);
-            inner.keys = 0;
-            inner.push(version, |number, version| Event::DropAll { number, version })
+        let news = if inner.is_full(keys.len()) {
+            let mut news = inner.fold(version);
+            news.assumed_held.extend(orphans);
+            news
         } else {
             inner.keys += keys.len();
-            inner.push(version, |number, version| Event::Changed { number, version, keys, orphans })
+            let number =
+                inner.push(version, |number, version| Event::Changed { number, version, keys, orphans });
+            News { number, assumed_held: Vec::new() }
         };
         drop(inner);
         self.changed();
-        News { number, assumed_held }
+        news
+    }
+
+    /// Queues the news that a file is delegated to another session; as [`Session::tell`].
+    pub(super) fn tell_delegated(&self, version: u64, ino: Ino) -> News {
+        let mut inner = self.inner();
+        let news = if inner.is_full(1) {
+            inner.fold(version)
+        } else {
+            let number = inner.push(version, |number, version| Event::Delegated { number, version, ino });
+            News { number, assumed_held: Vec::new() }
+        };
+        drop(inner);
+        self.changed();
+        news
+    }
+
+    /// Tells it to return files, once each.
+    pub(super) fn recall(&self, inos: &[Ino]) {
+        let mut inner = self.inner();
+        let inos: Vec<Ino> = inos.iter().copied().filter(|ino| inner.recalled.insert(*ino)).collect();
+        if !inos.is_empty() {
+            inner.push(0, |number, _| Event::Recall { number, inos });
+        }
+        drop(inner);
+        self.changed();
+    }
+
+    /// It has returned files.
+    pub(super) fn returned(&self, inos: &[Ino]) {
+        let mut inner = self.inner();
+        for ino in inos {
+            inner.recalled.remove(ino);
+        }
     }
 
     fn push(&self, version: u64, event: impl FnOnce(u64, u64) -> Event) -> u64 {
@@ -311,6 +348,28 @@ impl Session {
 }
 
 impl Inner {
+    /// Whether there is no room for another event with so many keys.
+    fn is_full(&self, keys: usize) -> bool {
+        self.events.len() >= EVENTS_MAX || self.keys + keys > KEYS_MAX
+    }
+
+    /// Makes one event of all that are waiting, beside what is to be returned.
+    fn fold(&mut self, version: u64) -> News {
+        let mut assumed_held = Vec::new();
+        for (_, event) in std::mem::take(&mut self.events) {
+            if let Event::Changed { orphans, .. } = event {
+                assumed_held.extend(orphans);
+            }
+        }
+        self.keys = 0;
+        let number = self.push(version, |number, version| Event::DropAll { number, version });
+        if !self.recalled.is_empty() {
+            let inos = self.recalled.iter().copied().collect();
+            self.push(version, |number, _| Event::Recall { number, inos });
+        }
+        News { number, assumed_held }
+    }
+
     fn push(&mut self, version: u64, event: impl FnOnce(u64, u64) -> Event) -> u64 {
         self.last += 1;
         self.events.push_back((Instant::now(), event(self.last, version)));
@@ -321,8 +380,10 @@ impl Inner {
 /// The number of an event.
 pub(super) fn number_of(event: &Event) -> u64 {
     match event {
-        Event::Changed { number, .. } | Event::DropAll { number, .. } | Event::Heartbeat { number } => {
-            *number
-        }
+        Event::Changed { number, .. }
+        | Event::Delegated { number, .. }
+        | Event::Recall { number, .. }
+        | Event::DropAll { number, .. }
+        | Event::Heartbeat { number } => *number,
     }
 }

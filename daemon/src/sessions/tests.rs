@@ -47,7 +47,7 @@ async fn alive<T>(world: &World, id: SessionId, future: impl Future<Output = T>)
 
 /// Whether an inode is still there.
 async fn lives(world: &World, ino: u64) -> bool {
-    let read = world.volume().await.read(&[Want::Record(Key::Inode(Ino(ino)))]).await.unwrap();
+    let read = world.volume().await.read(None, &[Want::Record(Key::Inode(Ino(ino)))]).await.unwrap();
     read.answers[0].records[0].1.is_some()
 }
 
@@ -162,7 +162,12 @@ async fn an_orphan_lives_as_long_as_somebody_holds_it() {
     // Alone: gone at once, unless the author holds it.
     world.batch(one, 1, vec![create("a", first), create("b", first + 1), unlink("a")]).await.unwrap();
     assert!(!lives(&world, first).await);
-    let batch = Batch { sequence: 2, mutations: vec![unlink("b")], held: vec![Ino(first + 1)] };
+    let batch = Batch {
+        sequence: 2,
+        mutations: vec![unlink("b")],
+        held: vec![Ino(first + 1)],
+        delegates: Vec::new(),
+    };
     world.sessions.batch(&world.caller, one, batch).await.unwrap();
     assert!(lives(&world, first + 1).await);
     let reap = |ino: u64| Mutation::Reap { ino: Ino(ino), chunks: 1 };
@@ -186,7 +191,7 @@ async fn an_orphan_lives_as_long_as_somebody_holds_it() {
 
     // It outlives the daemon if its holder says so, and ends with him.
     let world = world.restart().await;
-    let held = ResumeSession { held: vec![Ino(first + 2)] };
+    let held = ResumeSession { held: vec![Ino(first + 2)], delegations: Vec::new() };
     world.sessions.resume(&world.caller, two, &held).await.unwrap();
     let mut heard = events(&world, two).await;
     for _ in 0..20 {

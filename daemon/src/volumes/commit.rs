@@ -6,7 +6,9 @@ use tandemfs::api::fs::BatchReply;
 use tandemfs::id::{Ino, SessionId};
 use tandemfs::tree::{self, Key, Mutation, Outcome, Record, WorkingSet};
 use tandemfs::{Error, Result};
+use tokio::sync::MutexGuard;
 
+use super::delegations::{RECALLS_MAX, busy};
 use super::volume::{Moment, State, Volume};
 use crate::meta::{self, Write, keys};
 
@@ -28,6 +30,8 @@ pub(crate) struct Change<'a> {
     pub(crate) mutations: Mutations<'a>,
     /// Inodes that the author holds open.
     pub(crate) held: Vec<Ino>,
+    /// Files that it creates and that are delegated to the author.
+    pub(crate) delegates: Vec<Ino>,
     /// Others are told but not waited for: nothing that they could be asked about has changed.
     pub(crate) quiet: bool,
 }
@@ -44,7 +48,14 @@ impl<'a> Change<'a> {
     /// A change by the daemon itself.
     pub(super) fn own(mutations: Vec<Mutation>) -> Self {
         let mutations = Mutations::Fixed(mutations);
-        Self { author: None, sequence: None, mutations, held: Vec::new(), quiet: false }
+        Self {
+            author: None,
+            sequence: None,
+            mutations,
+            held: Vec::new(),
+            delegates: Vec::new(),
+            quiet: false,
+        }
     }
 
     /// A change by the daemon itself, decided on what is there.
@@ -85,21 +96,61 @@ impl Volume {
         rest.await.unwrap_or_else(|error| Err(Error::internal("a commit was cut short").because(error)))
     }
 
-    /// The part under the lock. What was submitted must be completed.
-    async fn submit(&self, change: Change<'_>) -> Result<Submitted> {
-        self.shared.meta.ready().await?;
-        let mut state = self.lock_live().await?;
-        let mut set = WorkingSet::new();
-        let mutations = match change.mutations {
-            Mutations::Fixed(mutations) => mutations,
-            Mutations::Planned(mut plan) => self.run(&state, &mut set, |set| plan(set)).await?,
-        };
-        let mutations = self.without_held(change.author, mutations);
-        self.check_blocks(&mutations).await?;
-        self.preload(&state, &mut set, &mutations).await?;
-        for mutation in &mutations {
-            self.run(&state, &mut set, |set| tree::apply(set, mutation)).await?;
+    /// Takes the lock and finds out what the change does. Files that are delegated to others are recalled before anything is
+    /// concluded from them, a refusal as well.
+    async fn plan(
+        &self,
+        change: &mut Change<'_>,
+    ) -> Result<(MutexGuard<'_, State>, WorkingSet, Vec<Mutation>)> {
+        let mut fixed = None;
+        for _ in 0..RECALLS_MAX {
+            let state = self.lock_live().await?;
+            let mut set = WorkingSet::new();
+            let planned = match &mut change.mutations {
+                Mutations::Fixed(mutations) => {
+                    // Once, for it lets go of what is reaped.
+                    Ok(fixed
+                        .take()
+                        .unwrap_or_else(|| self.without_held(change.author, std::mem::take(mutations))))
+                }
+                Mutations::Planned(plan) => self.run(&state, &mut set, |set| plan(set)).await,
+            };
+            let planned = match planned {
+                Ok(mutations) => {
+                    let applied = self.apply(&state, &mut set, &mutations).await;
+                    if matches!(change.mutations, Mutations::Fixed(_)) {
+                        fixed = Some(mutations);
+                        applied.map(|()| Vec::new())
+                    } else {
+                        applied.map(|()| mutations)
+                    }
+                }
+                Err(error) => Err(error),
+            };
+            match self.in_the_way(change.author, set.loaded().iter()) {
+                None => return planned.map(|planned| (state, set, fixed.unwrap_or(planned))),
+                Some(in_the_way) => {
+                    drop(state);
+                    self.recall(in_the_way).await;
+                }
+            }
         }
+        Err(busy())
+    }
+
+    async fn apply(&self, state: &State, set: &mut WorkingSet, mutations: &[Mutation]) -> Result<()> {
+        self.check_blocks(mutations).await?;
+        self.preload(state, set, mutations).await?;
+        for mutation in mutations {
+            self.run(state, set, |set| tree::apply(set, mutation)).await?;
+        }
+        Ok(())
+    }
+
+    /// The part under the lock. What was submitted must be completed.
+    async fn submit(&self, mut change: Change<'_>) -> Result<Submitted> {
+        self.shared.meta.ready().await?;
+        let (mut state, mut set, mutations) = self.plan(&mut change).await?;
         let orphaned = orphaned(&set);
         let lonely = !self.shared.audience.has_others(self.id, change.author);
         let (mut orphans, mut doomed) = (Vec::new(), Vec::new());
@@ -142,6 +193,12 @@ impl Volume {
         {
             return Err(Error::session_ended(format!("session {author}")));
         }
+        let delegations = self.shared.audience.delegations(self.id);
+        if let Some(author) = change.author
+            && change.delegates.len() > delegations.room(author)
+        {
+            return Err(Error::too_many_requests("too many files are delegated to the session"));
+        }
         let ticket = self.shared.meta.submit(state.generation, writes)?;
         // From here to the end nothing waits, so nobody sees a part of it.
         state.submitted(&self.shared.cache, &changes.records, &references);
@@ -150,8 +207,16 @@ impl Volume {
             self.orphans.begin(*ino, holder);
         }
         for (key, record) in &changes.records {
-            if let (Key::Orphan(ino), None) = (key, record) {
-                self.orphans.reaped(*ino);
+            match (key, record) {
+                (Key::Orphan(ino), None) => self.orphans.reaped(*ino),
+                (Key::Inode(ino), None) => delegations.gone(*ino),
+                _ => (),
+            }
+        }
+        for ino in change.delegates {
+            if let Some(author) = change.author {
+                // There is room, as was seen above.
+                let _room = delegations.add(author, ino);
             }
         }
         for ino in &unfinished {
@@ -202,10 +267,7 @@ impl Volume {
         }
         self.made_durable(moment);
         let told = self.shared.audience.tell(self.id, author, reply.version, &keys, &orphans);
-        for (session, inos) in &told.assumed_held {
-            self.orphans.hold(*session, inos);
-            self.shared.audience.check_ended(self.id, *session);
-        }
+        self.note_held(&told);
         // A session may end while its last batch is under way.
         if let Some(author) = author {
             self.shared.audience.check_ended(self.id, author);

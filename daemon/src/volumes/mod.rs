@@ -5,6 +5,7 @@
 mod blocks;
 mod cache;
 mod commit;
+mod delegations;
 pub mod files;
 mod garbage;
 mod homes;

@@ -1,28 +1,39 @@
 //! Answers to wants: the state of one moment, once it is on stable storage.
 
 use tandemfs::api::fs::{Answer, CHUNKS_PAGE_MAX, DIRECTORY_PAGE_MAX, READ_WANTS_MAX, ReadReply};
-use tandemfs::id::Ino;
+use tandemfs::id::{Ino, SessionId};
 use tandemfs::tree::{Key, Outcome, Record, Want, WorkingSet};
 use tandemfs::{Error, Result};
+use tokio::sync::MutexGuard;
 
+use super::delegations::{RECALLS_MAX, busy};
 use super::load::Page;
 use super::volume::{State, Volume};
+use crate::sessions::audience::InTheWay;
 
 /// How often a read is begun again because a commit that it had seen failed.
-const TRIES: usize = 8;
+const FAILURES_MAX: usize = 8;
 /// Records in one answer, over all its wants; what comes after is answered as incomplete.
 const RECORDS_MAX: usize = 16_384;
 
+/// How often a read was begun again.
+#[derive(Default)]
+struct Tries {
+    failures: usize,
+    recalls: usize,
+}
+
 impl Volume {
-    /// Answers wants.
+    /// Answers wants, as `author` may see it.
     ///
     /// # Errors
     /// `Invalid` for too many; `Unavailable`.
-    pub(crate) async fn read(&self, wants: &[Want]) -> Result<ReadReply> {
+    pub(crate) async fn read(&self, author: Option<SessionId>, wants: &[Want]) -> Result<ReadReply> {
         if wants.len() > READ_WANTS_MAX {
             return Err(Error::invalid(format!("more than {READ_WANTS_MAX} wants")));
         }
-        for _ in 0..TRIES {
+        let mut tries = Tries::default();
+        loop {
             let state = self.lock_live().await?;
             let mut answers = Vec::with_capacity(wants.len());
             let mut room = RECORDS_MAX;
@@ -31,13 +42,18 @@ impl Volume {
                 room = room.saturating_sub(answer.records.len()).max(1);
                 answers.push(answer);
             }
-            let (version, moment) = (state.version, self.moment(&state));
-            drop(state);
-            if self.durable(moment).await {
+            let chunks = wants.iter().filter_map(|want| match want {
+                Want::Chunks { ino, from, .. } => Some((Key::Chunk(*ino, *from), None)),
+                _ => None,
+            });
+            let chunks: Vec<_> = chunks.collect();
+            let seen = answers.iter().flat_map(|answer| &answer.records).chain(&chunks);
+            let in_the_way = self.in_the_way(author, seen.map(|(key, record)| (key, record)));
+            let version = state.version;
+            if self.may_be_seen(state, in_the_way, &mut tries).await? {
                 return Ok(ReadReply { version, answers });
             }
         }
-        Err(undone())
     }
 
     /// What a rule says of the state of one moment.
@@ -45,31 +61,52 @@ impl Volume {
     /// # Errors
     /// Those of the rule; `Unavailable`.
     pub(super) async fn query<T>(&self, rule: impl Fn(&WorkingSet) -> Outcome<T>) -> Result<T> {
-        for _ in 0..TRIES {
+        let mut tries = Tries::default();
+        loop {
             let state = self.lock_live().await?;
-            let found = self.run(&state, &mut WorkingSet::new(), |set| rule(set)).await;
-            let moment = self.moment(&state);
-            drop(state);
-            if self.durable(moment).await {
+            let mut set = WorkingSet::new();
+            let found = self.run(&state, &mut set, |set| rule(set)).await;
+            let in_the_way = self.in_the_way(None, set.loaded().iter());
+            if self.may_be_seen(state, in_the_way, &mut tries).await? {
                 return found;
             }
         }
-        Err(undone())
     }
 
     /// Entries of a directory from the name `from` on, which need not be one, with their inodes.
     pub(super) async fn entries_from(&self, ino: Ino, from: &[u8], limit: usize) -> Result<Answer> {
-        for _ in 0..TRIES {
+        let mut tries = Tries::default();
+        loop {
             let state = self.lock_live().await?;
             let page = self.entries(&state, ino, from, limit).await?;
             let answer = self.with_inodes(&state, page).await?;
-            let moment = self.moment(&state);
-            drop(state);
-            if self.durable(moment).await {
+            let in_the_way = self.in_the_way(None, answer.records.iter().map(|(key, record)| (key, record)));
+            if self.may_be_seen(state, in_the_way, &mut tries).await? {
                 return Ok(answer);
             }
         }
-        Err(undone())
+    }
+
+    /// Waits until what was found under the lock is on stable storage. `false`: it never will be, or files are in the way, which have
+    /// been recalled; it is to be looked at again.
+    async fn may_be_seen(
+        &self,
+        state: MutexGuard<'_, State>,
+        in_the_way: Option<InTheWay>,
+        tries: &mut Tries,
+    ) -> Result<bool> {
+        let moment = self.moment(&state);
+        drop(state);
+        let (count, most, error) = match in_the_way {
+            Some(in_the_way) => {
+                self.recall(in_the_way).await;
+                (&mut tries.recalls, RECALLS_MAX, busy())
+            }
+            None if self.durable(moment).await => return Ok(true),
+            None => (&mut tries.failures, FAILURES_MAX, Error::unavailable("changes fail again and again")),
+        };
+        *count += 1;
+        if *count < most { Ok(false) } else { Err(error) }
     }
 
     async fn answer(&self, state: &State, want: &Want, room: usize) -> Result<Answer> {
@@ -129,8 +166,4 @@ impl Volume {
             entries.zip(inodes.into_iter().zip(found)).flat_map(|(entry, inode)| [entry, inode]);
         Ok(Answer { records: with_inodes.collect(), complete: page.complete })
     }
-}
-
-fn undone() -> Error {
-    Error::unavailable("changes fail again and again")
 }

@@ -14,7 +14,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tandemd::meta::record;
 use tandemd::volumes::files::{RangeAnswer, range_of};
-use tandemfs::api::fs::{Ack, Batch, BatchReply, Event, OpenSession, Read, ReadReply, ResumeSession};
+use tandemfs::api::fs::{
+    Ack, Batch, BatchReply, DelegationRequest, Event, OpenSession, Read, ReadReply, ResumeSession,
+};
 use tandemfs::api::locks::{HeldLock, Lock, LockKind, LockRequest};
 use tandemfs::block::{self, Header};
 use tandemfs::clock::Time;
@@ -131,6 +133,7 @@ fn batch() -> Batch {
             Mutation::Reap { ino, chunks: 3 },
         ],
         held: vec![ino],
+        delegates: vec![ino],
     }
 }
 
@@ -178,8 +181,10 @@ proptest! {
         survives(&reply(), &damage, &noise)?;
         survives(&ReadReply { version: 1, answers: Vec::new() }, &damage, &noise)?;
         survives(&Event::DropAll { number: 1, version: 2 }, &damage, &noise)?;
+        survives(&Event::Recall { number: 1, inos: vec![Ino(9)] }, &damage, &noise)?;
+        survives(&DelegationRequest::Return(vec![Ino(9)]), &damage, &noise)?;
         survives(&Ack { number: 1, held: vec![Ino(9)] }, &damage, &noise)?;
-        survives(&ResumeSession { held: vec![Ino(9)] }, &damage, &noise)?;
+        survives(&ResumeSession { held: vec![Ino(9)], delegations: vec![Ino(7)] }, &damage, &noise)?;
         survives(&OpenSession { volume: Some("v".into()), read_only: true, client: "c".into() }, &damage, &noise)?;
     }
 

@@ -243,7 +243,10 @@ impl Mount {
         let sent = Instant::now();
         let held: Vec<Ino> = self.client.state().held.keys().copied().collect();
         note!(self.world.trace, "client {} will resume {} with {held:?}", self.client.number, session.id);
-        match self.call("resume", self.parts.resume(session.id, ResumeSession { held })).await {
+        match self
+            .call("resume", self.parts.resume(session.id, ResumeSession { held, delegations: Vec::new() }))
+            .await
+        {
             Called::Answered(grant) => {
                 note!(self.world.trace, "client {} resumes session {}", self.client.number, grant.session);
                 self.client.state().granted(&grant, sent);
@@ -545,7 +548,7 @@ impl Mount {
             "client {} session {session} batch {sequence}: {mutations:?}",
             self.client.number
         );
-        state.pending = Some(Batch { sequence, mutations, held });
+        state.pending = Some(Batch { sequence, mutations, held, delegates: Vec::new() });
         state.pending_since = run;
         true
     }

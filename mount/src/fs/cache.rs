@@ -4,7 +4,7 @@
 //! requests are under way, the cache remembers for each key the newest version that is known to have changed it (its
 //! *floor*); a reply that was read before that is not cached.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -203,6 +203,18 @@ impl Cache {
                 inner.forget_directory(*parent);
             }
         }
+    }
+
+    /// Files are delegated to somebody else since a version: nothing that was read of them before counts any more.
+    pub fn drop_files(&self, version: u64, files: &BTreeSet<Ino>) {
+        let mut inner = self.lock();
+        if inner.under_way > 0 {
+            // Which chunks a request under way will tell of is not known.
+            inner.floor = inner.floor.max(version);
+        }
+        inner
+            .records
+            .retain(|key, _| !matches!(key, Key::Inode(ino) | Key::Chunk(ino, _) if files.contains(ino)));
     }
 
     /// Drops chunks of a file whose blocks have turned out to be gone.

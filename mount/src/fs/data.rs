@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tandemfs::api::fs::BatchReply;
 use tandemfs::clock::{Clock, Time};
 use tandemfs::id::{BlockId, Ino, SessionId};
-use tandemfs::tree::{CHUNK_SIZE, FILE_SIZE_MAX, Inode, Mutation, WrittenExtent};
+use tandemfs::tree::{CHUNK_SIZE, FILE_SIZE_MAX, Inode, Key, Mutation, Want, WrittenExtent};
 use tandemfs::{Error, ErrorKind, Result};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout};
@@ -29,7 +29,7 @@ const DIRTY_AGE: Duration = Duration::from_secs(5);
 
 /// The dirty data of all files.
 pub struct Data {
-    session: Arc<Session>,
+    pub(super) session: Arc<Session>,
     clock: Arc<dyn Clock>,
     files: Mutex<HashMap<Ino, Arc<FileData>>>,
     memory: Arc<Semaphore>,
@@ -68,10 +68,19 @@ struct State {
     clear_privileges: bool,
     /// Some of it was written under locks of this session, so it is committed in it or not at all.
     only: Option<SessionId>,
+    /// Of the first that is dirty: what it builds on.
+    base: Option<Base>,
     /// All that is dirty is one run of appended bytes: where it lies now is where the file ended when it began.
     appended: bool,
     failures: u64,
     failure: Option<Error>,
+}
+
+/// What is dirty was written while the file was delegated to a session, and builds on a content ([`Inode::content`]) if that was known.
+#[derive(Clone, Copy)]
+struct Base {
+    session: SessionId,
+    content: Option<u64>,
 }
 
 #[derive(Default)]
@@ -129,6 +138,7 @@ impl State {
             self.time = None;
             self.clear_privileges = false;
             self.only = None;
+            self.base = None;
         }
     }
 
@@ -238,13 +248,16 @@ impl Data {
     /// For a session, with so many bytes for what is being written.
     pub fn new(session: Arc<Session>, clock: Arc<dyn Clock>, memory: usize) -> Arc<Self> {
         let memory = memory.clamp(2 * CHUNK_SIZE as usize, u32::MAX as usize);
-        Arc::new(Self {
+        let data = Arc::new(Self {
             session,
             clock,
             files: Mutex::default(),
             memory: Arc::new(Semaphore::new(memory)),
             uploads: Semaphore::new(UPLOADS_MAX),
-        })
+        });
+        // A session has one place where is written.
+        let _another = data.session.writer.set(Arc::downgrade(&data));
+        data
     }
 
     fn files(&self) -> MutexGuard<'_, HashMap<Ino, Arc<FileData>>> {
@@ -275,11 +288,12 @@ impl Data {
         self.files().get(&ino).cloned()
     }
 
-    /// Writes. Waits for memory unless the kernel writes back pages, which it bounds itself: it may be doing so in
-    /// answer to an invalidation, and that must not wait for another mount.
+    /// Writes, once the file is delegated to this session. When the kernel writes back pages, which it bounds itself, this waits neither
+    /// for that nor for memory: it may be doing so in answer to an invalidation, and that must not wait for another mount. What is
+    /// not delegated is then sent at once.
     ///
     /// # Errors
-    /// `TooLarge`.
+    /// `TooLarge`; `Stale` for a file that is gone; those of the daemon.
     pub async fn write(
         self: &Arc<Self>,
         file: &Arc<FileData>,
@@ -294,15 +308,27 @@ impl Data {
         let mut at = offset;
         while !data.is_empty() {
             let (now, later) = data.split_at(data.len().min((CHUNK_SIZE - at % CHUNK_SIZE) as usize));
+            let _in_use = if how.from_cache { None } else { self.session.delegated(file.ino).await? };
             let permit = self.room(now.len() as u32, !how.from_cache).await;
-            self.lay(file, at, now, permit, how);
-            at += now.len() as u64;
-            data = later;
+            if self.lay(file, at, now, permit, how) {
+                at += now.len() as u64;
+                data = later;
+            }
         }
+        if how.from_cache && self.session.delegations.session_of(file.ino).is_none() {
+            tokio::spawn(Arc::clone(self).commit_at_once(Arc::clone(file)));
+        }
+        self.return_superfluous();
         Ok(())
     }
 
-    /// Writes if there is memory for all of it, and it is no append. Answers whether that was so.
+    async fn commit_at_once(self: Arc<Self>, file: Arc<FileData>) {
+        if let Err(error) = self.commit(&file, true, None).await {
+            log::error!("writing back inode {}: {error}", file.ino);
+        }
+    }
+
+    /// Writes what is no append, if the file is delegated to this session and there is memory for all of it. Answers whether that was so.
     ///
     /// # Errors
     /// `TooLarge`.
@@ -314,20 +340,26 @@ impl Data {
         how: How,
     ) -> Result<bool> {
         check_end(offset, data.len())?;
+        if self.session.delegations.session_of(file.ino).is_none() {
+            return Ok(false);
+        }
         let Ok(mut permit) = Arc::clone(&self.memory).try_acquire_many_owned(data.len() as u32) else {
             return Ok(false);
         };
         let mut at = offset;
         while !data.is_empty() {
             let (now, later) = data.split_at(data.len().min((CHUNK_SIZE - at % CHUNK_SIZE) as usize));
-            self.lay(file, at, now, permit.split(now.len()), how);
+            if !self.lay(file, at, now, permit.split(now.len()), how) {
+                // What is laid already is laid again.
+                return Ok(false);
+            }
             at += now.len() as u64;
             data = later;
         }
         Ok(true)
     }
 
-    /// Lays bytes that end within their chunk over what is there.
+    /// Lays bytes that end within their chunk over what is there, unless the file is not delegated. Answers whether it has.
     fn lay(
         self: &Arc<Self>,
         file: &Arc<FileData>,
@@ -335,11 +367,19 @@ impl Data {
         data: &[u8],
         permit: Option<OwnedSemaphorePermit>,
         how: How,
-    ) {
+    ) -> bool {
         let locked_by = self.session.locks.session_of(file.ino);
         let (chunk, start) = (at / CHUNK_SIZE, (at % CHUNK_SIZE) as u32);
         let full = {
             let mut state = file.lock();
+            // Under the lock: who strikes the delegation off takes it afterwards, and finds all that was laid.
+            let delegated_to = self.session.delegations.session_of(file.ino);
+            if !how.from_cache && delegated_to.is_none() {
+                return false;
+            }
+            if let (None, Some(session)) = (state.base, delegated_to) {
+                state.base = Some(Base { session, content: self.session.content(file.ino) });
+            }
             state.appended = how.append && (state.appended || !state.is_dirty());
             state.time = Some(self.clock.now());
             state.since.get_or_insert_with(Instant::now);
@@ -361,6 +401,7 @@ impl Data {
         if full {
             self.seal(file, Some(chunk));
         }
+        true
     }
 
     async fn room(self: &Arc<Self>, bytes: u32, wait: bool) -> Option<OwnedSemaphorePermit> {
@@ -467,23 +508,33 @@ impl Data {
         let mut then = then;
         let only = file.lock().only.or(self.session.locks.session_of(file.ino));
         while let Some(Next { count, write, end, last }) = next_write(file) {
+            let session = self.check_base(file).await?;
+            let in_session = only.or(session);
             let mut mutations = vec![write.clone()];
             if last && let Some(then) = &then {
                 mutations.push(then.clone());
             }
             let both = mutations.len() > 1;
             let appends = matches!(write, Mutation::Append { .. });
-            let mut result = self.session.commit_in(only, mutations, None).await;
+            let mut result = self.session.commit_in(in_session, mutations, None).await;
             let mut alone = false;
             if both && result.as_ref().is_err_and(|error| !error.kind().is_retryable()) {
                 // Which of the two was refused? The data must not suffer for the other.
-                result = self.session.commit_in(only, vec![write], None).await;
+                result = self.session.commit_in(in_session, vec![write], None).await;
                 alone = true;
+            }
+            let is_stale = result.as_ref().is_err_and(|error| error.kind() == ErrorKind::Stale);
+            if is_stale && only.is_none() && session.is_some_and(|session| session != self.session.id()) {
+                // The session has ended meanwhile.
+                continue;
             }
             let mut state = file.lock();
             state.staged.drain(..count);
             match result {
                 Ok(reply) => {
+                    if let (Some(base), Some(inode)) = (&mut state.base, written(&reply, file.ino)) {
+                        base.content = Some(inode.content);
+                    }
                     state.settle();
                     drop(state);
                     if appends && written(&reply, file.ino).is_some_and(|inode| inode.size != end) {
@@ -513,6 +564,50 @@ impl Data {
             Some(then) => self.session.commit_in(only, vec![then], None).await.map(Some),
             None => Ok(None),
         }
+    }
+
+    /// Finds out whether what is dirty may still become part of the file: if the session has ended in which it was written, only if
+    /// nobody else has changed the file since. Answers the session in which that is so, if it depends on one.
+    ///
+    /// # Errors
+    /// `Stale`, and it is thrown away; those of the daemon.
+    async fn check_base(&self, file: &FileData) -> Result<Option<SessionId>> {
+        loop {
+            let Some(base) = file.lock().base else { return Ok(None) };
+            let session = self.session.id();
+            if base.session == session {
+                return Ok(Some(session));
+            }
+            let _in_use = match self.session.delegated(file.ino).await {
+                Err(error) if error.kind() == ErrorKind::Stale => return Err(self.give_up(file, error)),
+                other => other?,
+            };
+            self.session.read(vec![Want::Record(Key::Inode(file.ino))]).await?;
+            if self.session.delegations.session_of(file.ino) != Some(session) {
+                continue;
+            }
+            let mut state = file.lock();
+            if base.content.is_some() && self.session.content(file.ino) == base.content {
+                state.base = Some(Base { session, ..base });
+                return Ok(Some(session));
+            }
+            drop(state);
+            let error = Error::stale(format!("inode {} was changed after the session had ended", file.ino));
+            return Err(self.give_up(file, error));
+        }
+    }
+
+    /// Throws away what is dirty, for a reason that the file's handles are told.
+    fn give_up(&self, file: &FileData, error: Error) -> Error {
+        log::error!("what was written to inode {} is given up: {error}", file.ino);
+        let mut state = file.lock();
+        state.buffers.clear();
+        state.staged.clear();
+        state.fail(&error);
+        drop(state);
+        file.uploaded.notify_waiters();
+        self.session.drop_pages(file.ino);
+        error
     }
 
     /// Waits until what is staged now has been uploaded.

@@ -1,6 +1,6 @@
 //! Follows what others change, and takes the session up again whenever the connection or the daemon was gone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tandemfs::tree::{CHUNK_SIZE, Key};
 use tandemfs::{Error, ErrorKind, Result};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::known::KERNEL_PATIENCE;
+use super::dropping::What;
 use super::remote::Events;
 use super::session::{Session, lease};
 
@@ -40,6 +40,11 @@ struct Work {
     held: Vec<Ino>,
     /// By inode: the changed chunks; none means that its attributes have changed.
     inodes: BTreeMap<Ino, Vec<u64>>,
+    /// Files that are delegated to others, and since which version.
+    delegated: BTreeSet<Ino>,
+    version: u64,
+    /// Files that others wait for.
+    recalled: Vec<Ino>,
     changed: bool,
     all: bool,
 }
@@ -98,7 +103,7 @@ impl Session {
         }
         let before = self.grant();
         let sent = Instant::now();
-        let resume = ResumeSession { held: self.opens.orphans() };
+        let resume = ResumeSession { held: self.opens.orphans(), delegations: self.delegations.to_claim() };
         let answer = timeout(interval(&before), self.remote.resume_session(before.session, &resume))
             .await
             .map_err(|_| Error::timed_out("resuming the session"))?;
@@ -109,6 +114,7 @@ impl Session {
                     self.forget_all().await;
                     self.claim_locks(&grant).await?;
                 }
+                self.delegations.resumed(grant.run);
                 self.state().taken_up(grant, sent);
                 self.notify();
                 Ok(())
@@ -123,7 +129,7 @@ impl Session {
     }
 
     /// Carries out events until the stream ends.
-    async fn listen(&self, pause: &mut Duration) -> Result<()> {
+    async fn listen(self: &Arc<Self>, pause: &mut Duration) -> Result<()> {
         let grant = self.grant();
         let interval = interval(&grant);
         let mut events = timeout(interval, self.remote.events(grant.session))
@@ -140,8 +146,14 @@ impl Session {
                     let work = self.gather(event, &mut events)?;
                     number = work.number.max(number);
                     let ack = Ack { number, held: work.held.clone() };
-                    self.carry_out(work).await;
-                    self.acknowledge_in(interval, &ack).await?;
+                    let recalled = self.carry_out(work).await;
+                    let acknowledged = self.acknowledge_in(interval, &ack).await;
+                    if !recalled.is_empty() {
+                        // After that, for it may take long; and in any case, for it is not told again.
+                        let session = Arc::clone(self);
+                        tokio::spawn(async move { session.recalled(recalled).await });
+                    }
+                    acknowledged?;
                     *pause = Duration::from_millis(10);
                     renew = Instant::now() + interval / 3;
                 }
@@ -178,6 +190,9 @@ impl Session {
                 _ => break,
             }
         }
+        if !work.delegated.is_empty() {
+            self.cache.drop_files(work.version, &work.delegated);
+        }
         Ok(work)
     }
 
@@ -188,6 +203,15 @@ impl Session {
                 self.cache.reset();
                 work.number = work.number.max(number);
                 work.all = true;
+            }
+            Event::Delegated { number, version, ino } => {
+                work.number = work.number.max(number);
+                work.version = work.version.max(version);
+                work.delegated.insert(ino);
+            }
+            Event::Recall { number, inos } => {
+                work.number = work.number.max(number);
+                work.recalled.extend(inos);
             }
             Event::Changed { number, version, keys, orphans } => {
                 self.cache.drop_keys(version, &keys);
@@ -205,33 +229,25 @@ impl Session {
         }
     }
 
-    /// Has the kernel drop what was changed, in a thread that may wait for it.
-    async fn carry_out(&self, work: Work) {
+    /// Has the kernel drop what was changed. Answers what is to be returned afterwards.
+    async fn carry_out(&self, work: Work) -> Vec<Ino> {
         if work.all {
             self.forget_in_kernel().await;
-            return;
+            return work.recalled;
         }
-        let Some(kernel) = self.kernel.get().cloned() else { return };
-        if !work.changed {
-            return;
-        }
-        let known = Arc::clone(&self.known);
-        let drop_caches = move || {
-            let mut patience = KERNEL_PATIENCE;
-            for (ino, chunks) in work.inodes {
-                known.drop_in_kernel(ino, &mut patience, || match chunks.as_slice() {
-                    [] => kernel.drop_attributes(ino),
-                    chunks if chunks.len() > CHUNKS_MAX => kernel.drop_pages(ino, 0, 0),
-                    chunks => chunks
-                        .iter()
-                        .all(|chunk| kernel.drop_pages(ino, chunk.saturating_mul(CHUNK_SIZE), CHUNK_SIZE)),
-                });
+        let mut inodes = work.inodes;
+        inodes.retain(|ino, _| !work.delegated.contains(ino));
+        let changed = inodes.into_iter().map(|(ino, chunks)| match chunks.as_slice() {
+            [] => (ino, What::Attributes),
+            chunks if chunks.len() > CHUNKS_MAX => (ino, What::all()),
+            chunks => {
+                let ranges = chunks.iter().map(|chunk| (chunk.saturating_mul(CHUNK_SIZE), CHUNK_SIZE));
+                (ino, What::Pages(ranges.collect()))
             }
-            kernel.drop_names();
-        };
-        if tokio::task::spawn_blocking(drop_caches).await.is_err() {
-            log::error!("dropping the kernel's caches failed");
-        }
+        });
+        let delegated = work.delegated.into_iter().map(|ino| (ino, What::all()));
+        self.drop_in_kernel(changed.chain(delegated).collect(), work.changed).await;
+        work.recalled
     }
 
     /// When the lease passes in a network that is silent, the kernel must ask again as well.

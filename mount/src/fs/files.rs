@@ -12,12 +12,15 @@ use super::data::How;
 use super::directory::OpenDirectory;
 use super::handles::OpenFile;
 use super::read::chunks;
+use super::suspended::Pages;
 use super::{Fs, Set};
 
 /// Chunks of an orphan that are taken away by one mutation.
 const REAP_CHUNKS: u32 = 1024;
 /// So many mutations take any file away; what does not go is left to the daemon.
 const REAPS_MAX: usize = if cfg!(test) { 32 } else { 4096 };
+/// A read that others overtake so often is answered all the same.
+const OVERTAKEN_MAX: usize = 8;
 /// Chunks that are looked at for the end of a piece of data: 256 GiB.
 const SEEK_CHUNKS_MAX: usize = if cfg!(test) { 64 } else { 1 << 16 };
 
@@ -81,6 +84,21 @@ impl Fs {
         let file = self.files.get(handle)?;
         self.session.ready().await?;
         self.check_lost(&file)?;
+        let bytes = offset..offset.saturating_add(u64::from(size));
+        let pages = Pages::of_read(bytes, file.flags & libc::O_DIRECT != 0);
+        let request = self.session.suspended.begin(file.ino, pages);
+        for _ in 0..OVERTAKEN_MAX {
+            let data = self.read_once(&file, offset, size).await?;
+            if request.finish() {
+                return Ok(data);
+            }
+        }
+        // What was found was true while this was under way. The kernel keeps it until it is told to drop it, which it is being told.
+        self.session.drop_pages(file.ino);
+        self.read_once(&file, offset, size).await
+    }
+
+    async fn read_once(&self, file: &OpenFile, offset: u64, size: u32) -> Result<Bytes> {
         self.settled(file.ino).await?;
         // The dirty pieces first: what becomes part of the file after this is then in what is read after this.
         let wanted = offset.saturating_add(u64::from(size));
@@ -109,6 +127,11 @@ impl Fs {
             file.report()?;
         }
         let append = file.flags & libc::O_APPEND != 0 && !how.from_cache;
+        let _request = (!how.from_cache && !data.is_empty()).then(|| {
+            self.session.suspended.begin(file.ino, Pages::of_write(offset.saturating_add(data.len() as u64)))
+        });
+        // Before anything is concluded from what the file is now.
+        let _in_use = if how.from_cache { None } else { self.session.delegated(file.ino).await? };
         if !how.from_cache && file.data.is_dirty() && file.data.appended_at().is_some() != append {
             // What is dirty is either appended as a whole or not at all.
             self.data.commit(&file.data, true, None).await?;

@@ -4,7 +4,9 @@ pub mod buffer;
 pub mod cache;
 mod check;
 pub mod data;
+mod delegations;
 pub mod directory;
+mod dropping;
 pub mod events;
 pub mod files;
 pub mod handles;
@@ -18,6 +20,7 @@ pub mod read;
 pub mod remote;
 pub mod session;
 pub mod space;
+mod suspended;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod xattrs;

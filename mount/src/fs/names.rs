@@ -94,6 +94,7 @@ impl Fs {
             };
             match self.session.commit(vec![create], None).await {
                 Ok(reply) => {
+                    self.data.return_superfluous();
                     let inode =
                         written(&reply, ino).ok_or_else(|| Error::corrupt("a create without an inode"))?;
                     return Ok(self.stat(inode));

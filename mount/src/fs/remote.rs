@@ -8,7 +8,8 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use tandemfs::api::files::Storage;
 use tandemfs::api::fs::{
-    Ack, Batch, BatchReply, Event, InodeRange, OpenSession, Read, ReadReply, ResumeSession, SessionGrant,
+    Ack, Batch, BatchReply, DelegationReply, DelegationRequest, Event, InodeRange, OpenSession, Read,
+    ReadReply, ResumeSession, SessionGrant,
 };
 use tandemfs::api::locks::{LockReply, LockRequest};
 use tandemfs::id::{BlockId, SessionId};
@@ -36,6 +37,8 @@ pub trait Remote: Send + Sync + 'static {
     async fn read(&self, session: SessionId, read: &Read) -> Result<ReadReply>;
     /// Asks for inode numbers.
     async fn inodes(&self, session: SessionId) -> Result<InodeRange>;
+    /// Takes or returns delegations.
+    async fn delegation(&self, session: SessionId, request: &DelegationRequest) -> Result<DelegationReply>;
     /// Asks about locks, sets or releases them.
     async fn lock(&self, session: SessionId, request: &LockRequest) -> Result<LockReply>;
     /// Stores a block.

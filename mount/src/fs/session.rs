@@ -12,18 +12,20 @@ use tandemfs::api::fs::{
     Ack, Batch, BatchReply, OpenSession, READ_WANTS_MAX, Read, ReadReply, SESSION_SLOTS, SessionGrant,
 };
 use tandemfs::id::{Ino, SessionId};
-use tandemfs::tree::{Key, Mutation, Record, Want};
+use tandemfs::tree::{Key, Mutation, NewNode, Record, Want};
 use tandemfs::{Error, ErrorKind, Result};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::cache::Cache;
 use super::check;
+use super::delegations::{Created, Delegations, Writer};
 use super::kernel::Kernel;
-use super::known::{KERNEL_PATIENCE, Known};
+use super::known::Known;
 use super::locks::Locks;
 use super::opens::Opens;
 use super::remote::Remote;
+use super::suspended::Suspended;
 
 /// The shortest and the longest pause before a request is sent again.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
@@ -43,6 +45,10 @@ pub struct Session {
     /// Inodes that the kernel knows, for when it has to forget all of them.
     pub(super) known: Arc<Known>,
     pub(super) locks: Locks,
+    pub(super) delegations: Delegations,
+    /// Where what is recalled is committed.
+    pub(super) writer: OnceLock<Writer>,
+    pub(super) suspended: Suspended,
     open: OpenSession,
     pub(super) offline_timeout: Duration,
     state: Mutex<State>,
@@ -102,6 +108,7 @@ impl Tries {
 struct Slot<'a> {
     session: &'a Session,
     id: SessionId,
+    run: u64,
     sequence: u64,
 }
 
@@ -153,6 +160,9 @@ impl Session {
             kernel: OnceLock::new(),
             known: Arc::default(),
             locks: Locks::new(&grant),
+            delegations: Delegations::new(&grant),
+            writer: OnceLock::new(),
+            suspended: Suspended::default(),
             open,
             offline_timeout,
             state: Mutex::new(State {
@@ -190,6 +200,11 @@ impl Session {
         self.state().grant.session
     }
 
+    /// Which content a file has, as far as is known ([`Inode::content`](tandemfs::tree::Inode::content)).
+    pub(super) fn content(&self, ino: Ino) -> Option<u64> {
+        self.cache.inode(ino).flatten().map(|inode| inode.content)
+    }
+
     pub(super) fn notify(&self) {
         self.changed.send_modify(|count| *count = count.wrapping_add(1));
     }
@@ -200,6 +215,7 @@ impl Session {
         let grant = self.remote.open_session(&self.open).await?;
         self.forget_all().await;
         self.locks.lose(&grant);
+        self.delegations.lose(&grant);
         {
             let mut state = self.state();
             state.taken_up(grant, sent);
@@ -215,22 +231,6 @@ impl Session {
     pub(super) async fn forget_all(&self) {
         self.cache.reset();
         self.forget_in_kernel().await;
-    }
-
-    /// Drops everything that the kernel has cached.
-    pub(super) async fn forget_in_kernel(&self) {
-        let Some(kernel) = self.kernel.get().cloned() else { return };
-        let known = Arc::clone(&self.known);
-        let work = move || {
-            let mut patience = KERNEL_PATIENCE;
-            for ino in known.all() {
-                known.drop_in_kernel(ino, &mut patience, || kernel.drop_pages(ino, 0, 0));
-            }
-            kernel.drop_names();
-        };
-        if tokio::task::spawn_blocking(work).await.is_err() {
-            log::error!("dropping the kernel's caches failed");
-        }
     }
 
     /// Has the kernel drop a file's pages, in a thread that may wait for it.
@@ -453,10 +453,17 @@ impl Session {
                 Mutation::Unlink { .. } | Mutation::RemoveDirectory { .. } | Mutation::Rename { .. }
             )
         });
+        let delegates: Vec<Ino> = mutations
+            .iter()
+            .filter_map(|mutation| match mutation {
+                Mutation::Create { ino, node: NewNode::File, .. } => Some(*ino),
+                _ => None,
+            })
+            .collect();
         let mut tries = Tries::begin();
         let mut uncertain = false;
         let _removal = victim.map(|ino| self.opens.removing(ino));
-        let mut batch = Batch { sequence: 0, mutations, held: Vec::new() };
+        let mut batch = Batch { sequence: 0, mutations, held: Vec::new(), delegates };
         'session: loop {
             let slot = self.slot(tries.start + self.offline_timeout).await?;
             if only.is_some_and(|only| only != slot.id) {
@@ -465,6 +472,11 @@ impl Session {
             batch.sequence = slot.sequence;
             batch.held = if removes { self.opens.held(victim) } else { Vec::new() };
             let request = self.cache.begin();
+            let created: Vec<_> = batch
+                .delegates
+                .iter()
+                .filter_map(|ino| self.delegations.creating(*ino, slot.id, slot.run))
+                .collect();
             loop {
                 let sent = Instant::now();
                 match self.remote.batch(slot.id, &batch).await {
@@ -472,13 +484,17 @@ impl Session {
                         self.heard(sent);
                         check::batch(&reply)?;
                         for (key, record) in &reply.records {
-                            if let (Key::Inode(ino), Some(Record::Inode(inode))) = (key, record)
-                                && inode.nlink == 0
-                                && batch.held.contains(ino)
-                            {
-                                self.opens.orphaned(*ino);
+                            match (key, record) {
+                                (Key::Inode(ino), Some(Record::Inode(inode)))
+                                    if inode.nlink == 0 && batch.held.contains(ino) =>
+                                {
+                                    self.opens.orphaned(*ino);
+                                }
+                                (Key::Inode(ino), None) => self.delegations.gone(*ino),
+                                _ => (),
                             }
                         }
+                        created.iter().for_each(Created::given);
                         request.accept_change(reply.version, reply.records.iter().cloned());
                         return Ok(reply);
                     }
@@ -518,7 +534,8 @@ impl Session {
                 if room && !state.ended {
                     state.sequence = next;
                     state.outstanding.insert(next);
-                    return Ok(Slot { session: self, id: state.grant.session, sequence: next });
+                    let (id, run) = (state.grant.session, state.grant.run);
+                    return Ok(Slot { session: self, id, run, sequence: next });
                 }
             }
             if timeout_at(give_up, freed).await.is_err() {

@@ -6,7 +6,8 @@ use libfuzzer_sys::fuzz_target;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tandemfs::api::fs::{
-    Ack, Batch, BatchReply, Event, InodeRange, OpenSession, Read, ReadReply, ResumeSession, SessionGrant,
+    Ack, Batch, BatchReply, DelegationReply, DelegationRequest, Event, InodeRange, OpenSession, Read, ReadReply,
+    ResumeSession, SessionGrant,
 };
 use tandemfs::api::locks::{LockReply, LockRequest};
 use tandemfs::codec;
@@ -35,6 +36,8 @@ fuzz_target!(|bytes: &[u8]| {
     message::<ReadReply>(bytes);
     message::<Event>(bytes);
     message::<Ack>(bytes);
+    message::<DelegationRequest>(bytes);
+    message::<DelegationReply>(bytes);
     message::<LockRequest>(bytes);
     message::<LockReply>(bytes);
 });

@@ -167,7 +167,8 @@ impl Reading {
         let first = self.at / CHUNK_SIZE;
         let last = (self.end.div_ceil(CHUNK_SIZE)).min(first + CHUNKS_PAGE as u64);
         let wants = [Want::Record(Key::Inode(ino)), Want::Chunks { ino, from: first, to: last }];
-        let records = self.volume.read(&wants).await?.answers.into_iter().flat_map(|answer| answer.records);
+        let records =
+            self.volume.read(None, &wants).await?.answers.into_iter().flat_map(|answer| answer.records);
         let mut records = records.collect::<Vec<_>>();
         match records.first() {
             Some((_, Some(Record::Inode(inode)))) if inode.content == content => {}

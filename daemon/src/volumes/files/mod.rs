@@ -186,7 +186,7 @@ impl Volume {
 
     /// Some of a file's chunks from one on, and where to go on.
     async fn some_chunks(&self, ino: Ino, from: u64) -> Result<(Vec<(u64, Chunk)>, Option<u64>)> {
-        let answer = self.read(&[Want::Chunks { ino, from, to: u64::MAX }]).await?.answers.pop();
+        let answer = self.read(None, &[Want::Chunks { ino, from, to: u64::MAX }]).await?.answers.pop();
         let answer = answer.ok_or_else(|| Error::internal("a want without an answer"))?;
         let chunks: Vec<(u64, Chunk)> = chunks_of(answer.records).collect();
         let next = chunks.last().filter(|_| !answer.complete).map(|(number, _)| number + 1);

@@ -16,7 +16,7 @@ use crate::volumes::commit::Change;
 /// Names in the root, as a read answers.
 async fn names(world: &World) -> BTreeSet<String> {
     let want = Want::Directory { ino: Ino::ROOT, after: None, limit: 4096 };
-    let answer = world.volume().await.read(&[want]).await.unwrap().answers.remove(0);
+    let answer = world.volume().await.read(None, &[want]).await.unwrap().answers.remove(0);
     assert!(answer.complete);
     let entries = answer.records.iter().filter_map(|(key, _)| match key {
         Key::Entry(_, name) => Some(name.to_lossy()),
@@ -171,7 +171,7 @@ async fn pages_of_a_directory_are_whole_beside_changes() {
     let (mut found, mut after) = (Vec::new(), None);
     loop {
         let want = Want::Directory { ino: Ino::ROOT, after: after.clone(), limit: 7 };
-        let answer = volume.read(&[want]).await.unwrap().answers.remove(0);
+        let answer = volume.read(None, &[want]).await.unwrap().answers.remove(0);
         for pair in answer.records.chunks(2) {
             let (Key::Entry(_, name), Some(Record::Inode(inode))) = (&pair[0].0, &pair[1].1) else {
                 panic!("{pair:?}")

@@ -216,6 +216,6 @@ async fn lists_have_every_file_once_in_order() {
     ] {
         assert_eq!(world.volumes.list(&world.caller, &bad).await.unwrap_err().kind(), ErrorKind::Invalid);
     }
-    let links = volume.read(&[Want::Links(Ino(ino - 1))]).await.unwrap().answers.remove(0);
+    let links = volume.read(None, &[Want::Links(Ino(ino - 1))]).await.unwrap().answers.remove(0);
     assert_eq!(links.records.len(), 1);
 }

@@ -101,7 +101,9 @@ impl World {
         sequence: u64,
         mutations: Vec<Mutation>,
     ) -> Result<BatchReply> {
-        self.sessions.batch(&self.caller, id, Batch { sequence, mutations, held: Vec::new() }).await
+        self.sessions
+            .batch(&self.caller, id, Batch { sequence, mutations, held: Vec::new(), delegates: Vec::new() })
+            .await
     }
 
     /// Uploads a file; its id.

@@ -1,6 +1,6 @@
 //! A daemon in memory: a map of records, the rules of the tree, sessions with events that wait to be acknowledged.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -10,8 +10,8 @@ use bytes::Bytes;
 use futures::StreamExt;
 use tandemfs::api::files::Storage;
 use tandemfs::api::fs::{
-    Ack, Answer, Batch, BatchReply, Event, InodeRange, OpenSession, Read, ReadReply, ResumeSession,
-    SessionGrant,
+    Ack, Answer, Batch, BatchReply, DelegationReply, DelegationRequest, Event, InodeRange, OpenSession, Read,
+    ReadReply, ResumeSession, SessionGrant,
 };
 use tandemfs::api::locks::{HeldLock, LockOutcome, LockReply, LockRequest};
 use tandemfs::clock::Time;
@@ -57,6 +57,9 @@ pub(crate) struct Daemon {
     pub(crate) release_batches: Notify,
     pub(crate) batches: AtomicU64,
     pub(crate) reads: AtomicU64,
+    /// Files that were taken, and that were returned.
+    pub(crate) takes: AtomicU64,
+    pub(crate) returns: AtomicU64,
     /// Requests that wait for locks, and those that say that a wait was given up.
     pub(crate) lock_waits: AtomicU64,
     pub(crate) leaves: AtomicU64,
@@ -69,8 +72,11 @@ struct State {
     run: u64,
     sessions: BTreeMap<SessionId, Session>,
     locks: LockTable<(SessionId, u64)>,
+    delegations: BTreeMap<Ino, SessionId>,
     /// Sessions of the run before that have not claimed their locks.
     unclaimed: HashSet<SessionId>,
+    /// Sessions of the run before that were not resumed.
+    unresumed: HashSet<SessionId>,
     /// Claims come too late.
     loses_claims: bool,
     next_session: u64,
@@ -82,9 +88,14 @@ struct Session {
     number: u64,
     acked: u64,
     held: HashSet<Ino>,
+    recalled: BTreeSet<Ino>,
     unacked: VecDeque<Event>,
     stream: Option<mpsc::UnboundedSender<Result<Event>>>,
     answers: HashMap<u64, Result<BatchReply>>,
+}
+
+fn lease_end() -> tokio::time::Instant {
+    tokio::time::Instant::now() + std::time::Duration::from_millis(LEASE_MS)
 }
 
 /// Waits for a lock until it is dropped.
@@ -112,7 +123,9 @@ impl Default for State {
             run: 1,
             sessions: BTreeMap::new(),
             locks: LockTable::default(),
+            delegations: BTreeMap::new(),
             unclaimed: HashSet::new(),
+            unresumed: HashSet::new(),
             loses_claims: false,
             next_session: 1,
             next_ino: 2,
@@ -222,13 +235,13 @@ impl State {
         kept
     }
 
-    fn apply(&mut self, mutations: &[Mutation]) -> Result<Vec<(Key, Option<Record>)>> {
+    fn try_out(&self, mutations: &[Mutation]) -> (WorkingSet, Result<()>) {
         let mut set = WorkingSet::new();
         for mutation in mutations {
             loop {
                 match tree::apply(&mut set, mutation) {
                     Ok(()) => break,
-                    Err(Stop::Refused(error)) => return Err(error),
+                    Err(Stop::Refused(error)) => return (set, Err(error)),
                     Err(Stop::Missing(wants)) => {
                         for want in wants {
                             for (key, record) in self.answer(&want).records {
@@ -242,6 +255,38 @@ impl State {
                 }
             }
         }
+        (set, Ok(()))
+    }
+
+    /// Whether all of some records may be shown to a session. If not, those who have the files are told.
+    fn may_see<'a>(
+        &mut self,
+        id: SessionId,
+        records: impl Iterator<Item = (&'a Key, &'a Option<Record>)>,
+    ) -> bool {
+        let files: BTreeSet<Ino> = records
+            .filter_map(|(key, record)| match (key, record) {
+                (Key::Inode(ino), Some(Record::Inode(inode))) if inode.is_file() => Some(*ino),
+                (Key::Chunk(ino, _), _) => Some(*ino),
+                _ => None,
+            })
+            .collect();
+        let mut free = files.is_empty() || self.unresumed.iter().all(|other| *other == id);
+        for ino in files {
+            let Some(other) = self.delegations.get(&ino).filter(|other| **other != id) else { continue };
+            free = false;
+            if let Some(session) = self.sessions.get_mut(other)
+                && session.recalled.insert(ino)
+            {
+                session.push(|number| Event::Recall { number, inos: vec![ino] });
+            }
+        }
+        free
+    }
+
+    fn apply(&mut self, mutations: &[Mutation]) -> Result<Vec<(Key, Option<Record>)>> {
+        let (set, result) = self.try_out(mutations);
+        result?;
         let changes = set.into_changes();
         for (key, record) in &changes.records {
             match record {
@@ -251,6 +296,18 @@ impl State {
         }
         self.version += 1;
         Ok(changes.records.into_iter().collect())
+    }
+}
+
+impl Session {
+    fn push(&mut self, event: impl FnOnce(u64) -> Event) -> u64 {
+        self.number += 1;
+        let event = event(self.number);
+        self.unacked.push_back(event.clone());
+        if let Some(stream) = &self.stream {
+            let _gone = stream.send(Ok(event));
+        }
+        self.number
     }
 }
 
@@ -273,6 +330,7 @@ impl Daemon {
         let mut state = self.state.lock().unwrap();
         state.sessions.clear();
         state.locks = LockTable::default();
+        state.delegations.clear();
         drop(state);
         self.locks_changed.notify_waiters();
         self.acknowledged.notify_waiters();
@@ -285,9 +343,12 @@ impl Daemon {
         state.version = 1;
         state.locks = LockTable::default();
         state.unclaimed = state.sessions.keys().copied().collect();
+        state.unresumed = state.unclaimed.clone();
+        state.delegations.clear();
         for session in state.sessions.values_mut() {
             session.stream = None;
             session.unacked.clear();
+            session.recalled.clear();
             session.number = 0;
             session.acked = 0;
         }
@@ -327,7 +388,15 @@ impl Daemon {
 
     /// Commits on behalf of a session, and tells the others.
     async fn commit(&self, id: SessionId, batch: &Batch) -> Result<BatchReply> {
-        let (reply, waits) = {
+        let end = lease_end();
+        let (reply, waits) = loop {
+            let acknowledged = self.acknowledged.notified();
+            tokio::pin!(acknowledged);
+            acknowledged.as_mut().enable();
+            if !self.may_change(id, batch) {
+                self.returned(id, end, acknowledged).await;
+                continue;
+            }
             let mut state = self.state.lock().unwrap();
             let session = state.sessions.get_mut(&id).ok_or_else(|| Error::session_ended(id.to_string()))?;
             if let Some(answer) = session.answers.get(&batch.sequence) {
@@ -363,22 +432,23 @@ impl Daemon {
                     session.held.extend(orphans.iter().filter(|ino| batch.held.contains(ino)));
                     continue;
                 }
-                session.number += 1;
-                let event = Event::Changed {
-                    number: session.number,
-                    version,
-                    keys: keys.clone(),
-                    orphans: orphans.clone(),
-                };
-                session.unacked.push_back(event.clone());
-                if let Some(stream) = &session.stream {
-                    let _gone = stream.send(Ok(event));
-                }
-                waits.push((*other, session.number));
+                let (keys, orphans) = (keys.clone(), orphans.clone());
+                let number = session.push(|number| Event::Changed { number, version, keys, orphans });
+                waits.push((*other, number));
             }
-            (reply, (waits, orphans))
+            for ino in &batch.delegates {
+                state.delegations.insert(*ino, id);
+            }
+            break (reply, (waits, orphans));
         };
         let (waits, orphans) = waits;
+        self.told(&waits).await;
+        self.reap(&orphans);
+        Ok(reply)
+    }
+
+    /// Waits until sessions have acknowledged events.
+    async fn told(&self, waits: &[(SessionId, u64)]) {
         loop {
             let acknowledged = self.acknowledged.notified();
             tokio::pin!(acknowledged);
@@ -390,12 +460,36 @@ impl Daemon {
                     .all(|(id, number)| state.sessions.get(id).is_none_or(|other| other.acked >= *number))
             };
             if done {
-                break;
+                return;
             }
             acknowledged.await;
         }
-        self.reap(&orphans);
-        Ok(reply)
+    }
+
+    fn may_change(&self, id: SessionId, batch: &Batch) -> bool {
+        let mut state = self.state.lock().unwrap();
+        if state.sessions.get(&id).is_none_or(|session| session.answers.contains_key(&batch.sequence)) {
+            return true;
+        }
+        let (set, _) = state.try_out(&batch.mutations);
+        state.may_see(id, set.loaded().iter())
+    }
+
+    /// Waits until others may have returned their files; who has not by the end of its lease has lost them.
+    async fn returned(
+        &self,
+        id: SessionId,
+        end: tokio::time::Instant,
+        acknowledged: impl Future<Output = ()>,
+    ) {
+        if tokio::time::timeout_at(end, acknowledged).await.is_err() {
+            self.state.lock().unwrap().delegations.retain(|_, theirs| *theirs == id);
+        }
+    }
+
+    /// Files that are delegated, and to whom.
+    pub(crate) fn delegations(&self) -> Vec<(Ino, SessionId)> {
+        self.state.lock().unwrap().delegations.iter().map(|(ino, session)| (*ino, *session)).collect()
     }
 
     /// All locks: the owner's number and the lock.
@@ -428,6 +522,38 @@ impl Daemon {
                 return outcome;
             }
         }
+    }
+
+    async fn take(&self, id: SessionId, ino: Ino) -> Result<()> {
+        self.takes.fetch_add(1, Ordering::SeqCst);
+        let end = lease_end();
+        let waits: Vec<_> = loop {
+            let acknowledged = self.acknowledged.notified();
+            tokio::pin!(acknowledged);
+            acknowledged.as_mut().enable();
+            {
+                let mut state = self.state.lock().unwrap();
+                let key = Key::Inode(ino);
+                let record = state.records.get(&key).cloned();
+                if record.is_none() {
+                    return Err(Error::not_found("file"));
+                }
+                if state.may_see(id, std::iter::once((&key, &record))) {
+                    state.version += 1;
+                    state.delegations.insert(ino, id);
+                    let version = state.version;
+                    let others = state.sessions.iter_mut().filter(|(other, _)| **other != id);
+                    break others
+                        .map(|(other, session)| {
+                            (*other, session.push(|number| Event::Delegated { number, version, ino }))
+                        })
+                        .collect();
+                }
+            }
+            self.returned(id, end, acknowledged).await;
+        };
+        self.told(&waits).await;
+        Ok(())
     }
 
     /// Takes away orphans that nobody holds.
@@ -470,6 +596,12 @@ impl Remote for Daemon {
         let own =
             state.sessions.get_mut(&session).ok_or_else(|| Error::session_ended(session.to_string()))?;
         own.held.extend(&resume.held);
+        if state.unresumed.remove(&session) {
+            for ino in &resume.delegations {
+                state.delegations.entry(*ino).or_insert(session);
+            }
+            self.acknowledged.notify_waiters();
+        }
         Ok(SessionGrant {
             session,
             volume: VolumeId(1),
@@ -488,6 +620,8 @@ impl Remote for Daemon {
         let held = {
             let mut state = self.state.lock().unwrap();
             state.unclaimed.remove(&session);
+            state.unresumed.remove(&session);
+            state.delegations.retain(|_, theirs| *theirs != session);
             state.locks.release(|(theirs, _)| theirs == session);
             state.sessions.remove(&session).map(|session| session.held).unwrap_or_default()
         };
@@ -519,7 +653,12 @@ impl Remote for Daemon {
             session.acked = session.acked.max(ack.number);
             session.held.extend(&ack.held);
             let acked = session.acked;
-            session.unacked.retain(|event| matches!(event, Event::Changed { number, .. } if *number > acked));
+            session.unacked.retain(|event| match event {
+                Event::Changed { number, .. }
+                | Event::Delegated { number, .. }
+                | Event::Recall { number, .. } => *number > acked,
+                _ => false,
+            });
         })?;
         self.acknowledged.notify_waiters();
         Ok(())
@@ -540,12 +679,25 @@ impl Remote for Daemon {
         self.up()?;
         self.reads.fetch_add(1, Ordering::SeqCst);
         self.session(session, |_| ())?;
-        let reply = {
-            let state = self.state.lock().unwrap();
-            ReadReply {
-                version: state.version,
-                answers: read.wants.iter().map(|want| state.answer(want)).collect(),
+        let end = lease_end();
+        let reply = loop {
+            let acknowledged = self.acknowledged.notified();
+            tokio::pin!(acknowledged);
+            acknowledged.as_mut().enable();
+            {
+                let mut state = self.state.lock().unwrap();
+                let answers: Vec<Answer> = read.wants.iter().map(|want| state.answer(want)).collect();
+                let chunks = read.wants.iter().filter_map(|want| match want {
+                    Want::Chunks { ino, .. } => Some((Key::Chunk(*ino, 0), None)),
+                    _ => None,
+                });
+                let chunks: Vec<_> = chunks.collect();
+                let seen = answers.iter().flat_map(|answer| &answer.records).chain(&chunks);
+                if state.may_see(session, seen.map(|(key, record)| (key, record))) {
+                    break ReadReply { version: state.version, answers };
+                }
             }
+            self.returned(session, end, acknowledged).await;
         };
         if self.hold_reads.load(Ordering::SeqCst) {
             let release = self.release_reads.notified();
@@ -562,6 +714,30 @@ impl Remote for Daemon {
         let first = Ino(state.next_ino);
         state.next_ino += 5;
         Ok(InodeRange { first, count: 5 })
+    }
+
+    async fn delegation(&self, session: SessionId, request: &DelegationRequest) -> Result<DelegationReply> {
+        self.up()?;
+        self.session(session, |_| ())?;
+        match request {
+            DelegationRequest::Take(ino) => self.take(session, *ino).await?,
+            DelegationRequest::Return(inos) => {
+                self.returns.fetch_add(inos.len() as u64, Ordering::SeqCst);
+                let mut state = self.state.lock().unwrap();
+                for ino in inos {
+                    if state.delegations.get(ino) == Some(&session) {
+                        state.delegations.remove(ino);
+                    }
+                    if let Some(session) = state.sessions.get_mut(&session) {
+                        session.recalled.remove(ino);
+                    }
+                }
+                drop(state);
+                self.acknowledged.notify_waiters();
+            }
+        }
+        let run = self.state.lock().unwrap().run;
+        self.lossy(Ok(DelegationReply { run }))
     }
 
     async fn lock(&self, session: SessionId, request: &LockRequest) -> Result<LockReply> {

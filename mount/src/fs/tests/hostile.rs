@@ -14,8 +14,8 @@ use serde::Serialize;
 use serde_bytes::ByteBuf;
 use tandemfs::api::files::Storage;
 use tandemfs::api::fs::{
-    Ack, Answer, Batch, BatchReply, Event, InodeRange, OpenSession, Read, ReadReply, ResumeSession,
-    SessionGrant,
+    Ack, Answer, Batch, BatchReply, DelegationReply, DelegationRequest, Event, InodeRange, OpenSession, Read,
+    ReadReply, ResumeSession, SessionGrant,
 };
 use tandemfs::api::locks::{Lock, LockKind, LockOutcome, LockReply, LockRequest};
 use tandemfs::clock::{ManualClock, Time};
@@ -341,6 +341,19 @@ impl Remote for Hostile {
             Lie::Nothing => Ok(InodeRange { first: Ino(5000), count: 0 }),
             _ => self.honest.inodes(session).await,
         }
+    }
+
+    async fn delegation(&self, session: SessionId, request: &DelegationRequest) -> Result<DelegationReply> {
+        let lie = self.lie();
+        self.fail(&lie).await?;
+        let mut reply =
+            tokio::time::timeout(Duration::from_secs(60), self.honest.delegation(session, request))
+                .await
+                .map_err(|_| Error::timed_out("the connection"))??;
+        if let Lie::Version(run) | Lie::Number(run) = lie {
+            reply.run = run;
+        }
+        Ok(reply)
     }
 
     async fn lock(&self, session: SessionId, request: &LockRequest) -> Result<LockReply> {

@@ -1,6 +1,7 @@
 //! The file system against a daemon in memory, without a mount and without HTTP.
 
 mod calls;
+mod delegations;
 pub(crate) mod fake;
 mod hostile;
 mod locks;

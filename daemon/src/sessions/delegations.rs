@@ -1,0 +1,169 @@
+//! The files of one volume that are delegated to sessions, which may have written to them what nobody has been told of yet. They live
+//! in memory: after a restart the sessions of the run before say which they have, and until each of them has, or has ended, no other
+//! session is shown a file or may change one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tandemfs::api::fs::DELEGATIONS_MAX;
+use tandemfs::id::{Ino, SessionId};
+use tandemfs::{Error, Result};
+
+use crate::watch;
+
+#[derive(Debug)]
+pub(crate) struct Delegations {
+    inner: Mutex<Inner>,
+    /// Goes up when somebody may go on who has waited.
+    changes: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    files: BTreeMap<Ino, SessionId>,
+    counts: BTreeMap<SessionId, usize>,
+    /// Sessions of the run before that have not said yet what they have.
+    unclaimed: BTreeSet<SessionId>,
+}
+
+impl Default for Delegations {
+    fn default() -> Self {
+        Self { inner: Mutex::default(), changes: watch::Sender::new(0) }
+    }
+}
+
+impl Delegations {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// Wakes whenever somebody may go on who has waited.
+    pub(super) fn watch(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// A session of the run before may have files.
+    pub(super) fn expect(&self, session: SessionId) {
+        self.inner().unclaimed.insert(session);
+    }
+
+    /// Whoever has not claimed until now has none any more.
+    pub(super) fn expect_no_more(&self) {
+        self.inner().unclaimed.clear();
+        self.changed();
+    }
+
+    /// Whether another session than `author` may have files that are not known yet.
+    pub(super) fn expects_others(&self, author: SessionId) -> bool {
+        self.inner().unclaimed.iter().any(|session| *session != author)
+    }
+
+    /// A session of the run before says which files it has.
+    pub(super) fn claim(&self, session: SessionId, files: &[Ino]) {
+        let mut inner = self.inner();
+        if inner.unclaimed.remove(&session) {
+            for ino in files.iter().take(DELEGATIONS_MAX) {
+                if !inner.files.contains_key(ino) {
+                    inner.add(*ino, session);
+                }
+            }
+        }
+        drop(inner);
+        self.changed();
+    }
+
+    /// Which of some files are delegated to others than `author`, and to whom.
+    pub(super) fn of_others(
+        &self,
+        author: Option<SessionId>,
+        files: &BTreeSet<Ino>,
+    ) -> BTreeMap<SessionId, Vec<Ino>> {
+        let inner = self.inner();
+        let mut others: BTreeMap<SessionId, Vec<Ino>> = BTreeMap::new();
+        if !inner.files.is_empty() {
+            for ino in files {
+                if let Some(session) = inner.files.get(ino).filter(|session| Some(**session) != author) {
+                    others.entry(*session).or_default().push(*ino);
+                }
+            }
+        }
+        others
+    }
+
+    /// Whether any of some files is delegated to a session.
+    pub(super) fn has_any(&self, session: SessionId, files: &[Ino]) -> bool {
+        let inner = self.inner();
+        files.iter().any(|ino| inner.files.get(ino) == Some(&session))
+    }
+
+    /// Delegates a file that is not delegated to another.
+    ///
+    /// # Errors
+    /// `TooManyRequests` when the session has too many.
+    pub(crate) fn add(&self, session: SessionId, ino: Ino) -> Result<()> {
+        let mut inner = self.inner();
+        if inner.counts.get(&session).is_some_and(|count| *count >= DELEGATIONS_MAX) {
+            return Err(Error::too_many_requests(format!(
+                "{DELEGATIONS_MAX} files are delegated to the session"
+            )));
+        }
+        inner.remove(ino);
+        inner.add(ino, session);
+        Ok(())
+    }
+
+    /// How many more files may be delegated to a session.
+    pub(crate) fn room(&self, session: SessionId) -> usize {
+        DELEGATIONS_MAX - self.inner().counts.get(&session).copied().unwrap_or(0).min(DELEGATIONS_MAX)
+    }
+
+    /// A session returns files.
+    pub(super) fn give_back(&self, session: SessionId, files: &[Ino]) {
+        let mut inner = self.inner();
+        for ino in files {
+            if inner.files.get(ino) == Some(&session) {
+                inner.remove(*ino);
+            }
+        }
+        drop(inner);
+        self.changed();
+    }
+
+    /// A file is gone.
+    pub(crate) fn gone(&self, ino: Ino) {
+        self.inner().remove(ino);
+    }
+
+    /// A session has ended.
+    pub(super) fn release(&self, session: SessionId) {
+        let mut inner = self.inner();
+        inner.unclaimed.remove(&session);
+        if inner.counts.remove(&session).is_some() {
+            inner.files.retain(|_, theirs| *theirs != session);
+        }
+        drop(inner);
+        self.changed();
+    }
+}
+
+impl Inner {
+    fn add(&mut self, ino: Ino, session: SessionId) {
+        self.files.insert(ino, session);
+        *self.counts.entry(session).or_default() += 1;
+    }
+
+    fn remove(&mut self, ino: Ino) {
+        if let Some(session) = self.files.remove(&ino)
+            && let Some(count) = self.counts.get_mut(&session)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&session);
+            }
+        }
+    }
+}

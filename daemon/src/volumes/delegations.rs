@@ -1,0 +1,87 @@
+//! Files that are delegated to sessions: nobody else is shown one, or changes one, before it has been returned.
+
+use std::collections::BTreeSet;
+
+use tandemfs::id::{Ino, SessionId};
+use tandemfs::tree::{Key, Record};
+use tandemfs::{Error, Result};
+
+use super::volume::Volume;
+use crate::sessions::audience::{InTheWay, Told};
+
+/// How often files are recalled for one request: who has returned one may take it again before the other comes to it.
+pub(super) const RECALLS_MAX: usize = 64;
+
+impl Volume {
+    /// What is in the way of showing some records to a session, or of a change that has looked at them; to be asked under the lock.
+    pub(super) fn in_the_way<'a>(
+        &self,
+        author: Option<SessionId>,
+        records: impl Iterator<Item = (&'a Key, &'a Option<Record>)>,
+    ) -> Option<InTheWay> {
+        let files: BTreeSet<Ino> =
+            records.filter_map(|(key, record)| file_of(key, record.as_ref())).collect();
+        self.shared.audience.in_the_way(self.id, author, &files)
+    }
+
+    /// Has files returned.
+    pub(super) async fn recall(&self, in_the_way: InTheWay) {
+        self.shared.audience.recall(in_the_way).await;
+    }
+
+    /// Delegates a file to a session, and waits until the others have dropped what they know of it.
+    ///
+    /// # Errors
+    /// `NotFound` for what is not a file; `TooManyRequests`; `SessionEnded`; `Unavailable`.
+    pub(crate) async fn delegate(&self, to: SessionId, ino: Ino) -> Result<()> {
+        for _ in 0..RECALLS_MAX {
+            let mut state = self.lock_live().await?;
+            let key = Key::Inode(ino);
+            let record = self.record(&state, &key).await?;
+            if file_of(&key, record.as_ref()).is_none() {
+                return Err(Error::not_found(format!("file {ino}")));
+            }
+            if let Some(in_the_way) = self.in_the_way(Some(to), std::iter::once((&key, &record))) {
+                drop(state);
+                self.recall(in_the_way).await;
+                continue;
+            }
+            let delegations = self.shared.audience.delegations(self.id);
+            delegations.add(to, ino)?;
+            if self.shared.audience.get(to).is_none() {
+                delegations.gone(ino);
+                return Err(Error::session_ended(format!("session {to}")));
+            }
+            // What others have asked for until now is older than this, and is not to be kept.
+            state.version += 1;
+            let version = state.version;
+            drop(state);
+            let told = self.shared.audience.tell_delegated(self.id, to, version, ino);
+            self.note_held(&told);
+            told.acknowledged().await;
+            return Ok(());
+        }
+        Err(busy())
+    }
+
+    /// Orphans that sessions can no longer be asked about.
+    pub(super) fn note_held(&self, told: &Told<'_>) {
+        for (session, inos) in &told.assumed_held {
+            self.orphans.hold(*session, inos);
+            self.shared.audience.check_ended(self.id, *session);
+        }
+    }
+}
+
+/// The regular file that a record shows.
+fn file_of(key: &Key, record: Option<&Record>) -> Option<Ino> {
+    match (key, record) {
+        (Key::Inode(ino), Some(Record::Inode(inode))) if inode.is_file() => Some(*ino),
+        (Key::Chunk(ino, _), _) => Some(*ino),
+        _ => None,
+    }
+}
+
+pub(super) fn busy() -> Error {
+    Error::unavailable("others change it again and again")
+}

@@ -1,0 +1,301 @@
+//! Write delegations: which files this session may write to without telling of it at once, and returning them when others wait.
+//! The rules that others rely on:
+//!
+//! - Bytes are laid into the buffers of a file only while it is delegated, which is looked at under the lock of the file's data.
+//! - A delegation is struck off here before what was written is committed, and returned after that. So whatever was laid is committed.
+//! - It counts in the run of the daemon that has given it; those that another run takes over are named when the session is resumed.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use tandemfs::api::fs::{DelegationReply, DelegationRequest, SessionGrant};
+use tandemfs::id::{Ino, SessionId};
+use tandemfs::{Error, ErrorKind, Result};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep};
+
+use super::data::Data;
+use super::session::Session;
+
+/// More of them than this, and those are returned that are not in use.
+const DELEGATIONS_MAX: usize = if cfg!(test) { 16 } else { 4096 };
+/// So many are kept then.
+const DELEGATIONS_KEPT: usize = DELEGATIONS_MAX / 2;
+
+/// The pause before a file is asked for again that was given in a session or a run that is over.
+const AGAIN: Duration = Duration::from_millis(20);
+
+/// The files that are delegated to this session.
+pub(super) struct Delegations {
+    inner: Mutex<Inner>,
+    changed: Notify,
+}
+
+struct Inner {
+    /// Whose they are, and in which run of the daemon.
+    session: SessionId,
+    /// Not known while the session is being resumed.
+    run: Option<u64>,
+    files: BTreeMap<Ino, State>,
+    /// Some are being returned because there are too many.
+    reducing: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// The daemon is being asked.
+    Asked,
+    /// It was given, and is not returned before the write that has asked for it is done.
+    InUse,
+    /// It may be returned.
+    Idle,
+}
+
+/// A delegation that is being asked for, or in use; see [`Session::delegated`].
+pub(super) struct InUse<'a> {
+    delegations: &'a Delegations,
+    ino: Ino,
+}
+
+impl Drop for InUse<'_> {
+    fn drop(&mut self) {
+        let mut inner = self.delegations.inner();
+        match inner.files.get_mut(&self.ino) {
+            Some(state @ State::InUse) => *state = State::Idle,
+            Some(State::Asked) => drop(inner.files.remove(&self.ino)),
+            _ => return,
+        }
+        drop(inner);
+        self.delegations.changed.notify_waiters();
+    }
+}
+
+/// A file that is being created, until it is dropped.
+pub(super) struct Created<'a> {
+    asked: InUse<'a>,
+    session: SessionId,
+    run: u64,
+}
+
+impl Created<'_> {
+    /// It was created. It counts as delegated if the session and the run are still those of the batch's first try.
+    pub(super) fn given(&self) {
+        self.asked.delegations.given(self.asked.ino, self.session, self.run);
+    }
+}
+
+impl Delegations {
+    /// None yet.
+    pub(super) fn new(grant: &SessionGrant) -> Self {
+        let inner =
+            Inner { session: grant.session, run: Some(grant.run), files: BTreeMap::new(), reducing: false };
+        Self { inner: Mutex::new(inner), changed: Notify::new() }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The session to which a file is delegated.
+    pub(super) fn session_of(&self, ino: Ino) -> Option<SessionId> {
+        let inner = self.inner();
+        inner.files.get(&ino).filter(|state| **state != State::Asked).map(|_| inner.session)
+    }
+
+    /// Notes that a file is being asked for; `None` if it is already, or is delegated.
+    fn ask(&self, ino: Ino) -> Option<InUse<'_>> {
+        let mut inner = self.inner();
+        if inner.files.contains_key(&ino) {
+            return None;
+        }
+        inner.files.insert(ino, State::Asked);
+        Some(InUse { delegations: self, ino })
+    }
+
+    /// A file will be delegated with the batch that creates it, which is sent in a session and a run of the daemon.
+    pub(super) fn creating(&self, ino: Ino, session: SessionId, run: u64) -> Option<Created<'_>> {
+        self.ask(ino).map(|asked| Created { asked, session, run })
+    }
+
+    /// A file was given by a session, in a run of the daemon. Answers whether both count still.
+    fn given(&self, ino: Ino, session: SessionId, run: u64) -> bool {
+        let mut inner = self.inner();
+        let counts = (session, Some(run)) == (inner.session, inner.run);
+        if counts {
+            inner.files.insert(ino, State::InUse);
+        }
+        counts
+    }
+
+    /// Waits until a file is neither being asked for nor in use.
+    async fn settled(&self, ino: Ino) {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if matches!(self.inner().files.get(&ino), None | Some(State::Idle)) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Strikes a file off. Answers whether it was delegated.
+    fn remove(&self, ino: Ino) -> bool {
+        let mut inner = self.inner();
+        inner.files.get(&ino) == Some(&State::Idle) && inner.files.remove(&ino).is_some()
+    }
+
+    /// A file is gone, and with it its delegation.
+    pub(super) fn gone(&self, ino: Ino) {
+        self.remove(ino);
+    }
+
+    /// What a daemon that was started anew is to be told. What was asked for before, and is answered after this, does not count.
+    pub(super) fn to_claim(&self) -> Vec<Ino> {
+        let mut inner = self.inner();
+        inner.run = None;
+        inner.files.iter().filter(|(_, state)| **state != State::Asked).map(|(ino, _)| *ino).collect()
+    }
+
+    /// The session was resumed.
+    pub(super) fn resumed(&self, run: u64) {
+        self.inner().run = Some(run);
+    }
+
+    /// There is another session, to which nothing is delegated.
+    pub(super) fn lose(&self, grant: &SessionGrant) {
+        let mut inner = self.inner();
+        (inner.session, inner.run) = (grant.session, Some(grant.run));
+        inner.files.retain(|_, state| *state == State::Asked);
+        drop(inner);
+        self.changed.notify_waiters();
+    }
+
+    /// When there are too many, and none are being returned for that: all that may be. [`Delegations::reduced`] says that they have been.
+    fn superfluous(&self) -> Vec<Ino> {
+        let mut inner = self.inner();
+        if inner.files.len() <= DELEGATIONS_MAX || inner.reducing {
+            return Vec::new();
+        }
+        inner.reducing = true;
+        inner.files.iter().filter(|(_, state)| **state == State::Idle).map(|(ino, _)| *ino).collect()
+    }
+
+    fn reduced(&self) {
+        self.inner().reducing = false;
+    }
+}
+
+impl Session {
+    /// Has a file delegated to this session until what is answered is dropped, and from then on until somebody else asks.
+    ///
+    /// # Errors
+    /// `Stale` for a file that is gone; those of the daemon.
+    pub(super) async fn delegated(&self, ino: Ino) -> Result<Option<InUse<'_>>> {
+        let give_up = Instant::now() + self.offline_timeout;
+        loop {
+            let mut changed = std::pin::pin!(self.delegations.changed.notified());
+            changed.as_mut().enable();
+            let Some(in_use) = self.delegations.ask(ino) else {
+                if self.delegations.session_of(ino).is_some() {
+                    return Ok(None);
+                }
+                changed.await;
+                continue;
+            };
+            let take = &DelegationRequest::Take(ino);
+            let asked = self.until_answered(|id| {
+                Box::pin(async move { self.remote.delegation(id, take).await.map(|reply| (id, reply)) })
+            });
+            match asked.await {
+                Ok((id, DelegationReply { run })) if self.delegations.given(ino, id, run) => {
+                    return Ok(Some(in_use));
+                }
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    return Err(Error::stale(format!("inode {ino}")).because(error));
+                }
+                Err(error) => return Err(error),
+                // It comes from a session or a run that is over.
+                Ok(_) if Instant::now() >= give_up => {
+                    return Err(Error::timed_out("the daemon was started anew too often"));
+                }
+                Ok(_) => {
+                    drop(in_use);
+                    sleep(AGAIN).await;
+                }
+            }
+        }
+    }
+
+    /// Returns files that others wait for, once what was written to them is committed.
+    pub(super) async fn recalled(&self, inos: Vec<Ino>) {
+        match self.writer.get().and_then(Weak::upgrade) {
+            Some(data) => data.return_files(inos).await,
+            // Nobody writes any more.
+            None => self.return_delegations(inos).await,
+        }
+    }
+
+    async fn return_delegations(&self, inos: Vec<Ino>) {
+        let request = &DelegationRequest::Return(inos);
+        let returned =
+            self.until_answered(|id| Box::pin(async move { self.remote.delegation(id, request).await }));
+        if let Err(error) = returned.await {
+            log::warn!("delegations are kept until the session ends: {error}");
+        }
+    }
+}
+
+impl Data {
+    /// Commits what was written to some files and returns them.
+    pub(super) async fn return_files(self: Arc<Self>, inos: Vec<Ino>) {
+        let (used, unused): (Vec<Ino>, Vec<Ino>) = inos.into_iter().partition(|ino| self.get(*ino).is_some());
+        let unused = self.return_together(unused);
+        let used =
+            used.into_iter().map(|ino| self.return_together(vec![ino])).collect::<FuturesUnordered<_>>();
+        tokio::join!(unused, used.collect::<()>());
+    }
+
+    async fn return_together(self: &Arc<Self>, inos: Vec<Ino>) {
+        if inos.is_empty() {
+            return;
+        }
+        for ino in &inos {
+            self.session.delegations.settled(*ino).await;
+            let Some(file) = self.get(*ino) else {
+                self.session.delegations.remove(*ino);
+                continue;
+            };
+            // What was written through a mapping comes here as well, while the file is still delegated.
+            self.session.drop_file(*ino).await;
+            self.session.delegations.remove(*ino);
+            if file.is_dirty()
+                && let Err(error) = self.commit(&file, true, None).await
+            {
+                log::error!("writing back inode {ino}: {error}");
+            }
+        }
+        self.session.return_delegations(inos).await;
+    }
+
+    /// Returns those that are not in use when there are too many.
+    pub(super) fn return_superfluous(self: &Arc<Self>) {
+        let mut superfluous = self.session.delegations.superfluous();
+        if superfluous.is_empty() {
+            return;
+        }
+        superfluous.retain(|ino| self.get(*ino).is_none());
+        superfluous.truncate(DELEGATIONS_MAX - DELEGATIONS_KEPT);
+        let data = Arc::clone(self);
+        tokio::spawn(async move {
+            Arc::clone(&data).return_files(superfluous).await;
+            data.session.delegations.reduced();
+        });
+    }
+}
+
+/// Where recalls are carried out.
+pub(super) type Writer = Weak<Data>;

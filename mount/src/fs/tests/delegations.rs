@@ -1,0 +1,103 @@
+//! What a program has written through an open handle is seen at once, whoever looks.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tandemfs::ErrorKind;
+
+use super::calls::{content, make};
+use super::fake::Daemon;
+use super::{ROOT, mount};
+use crate::fs::data::How;
+
+#[tokio::test(start_paused = true)]
+async fn what_was_written_and_not_synced_is_seen_by_others() {
+    let daemon = Arc::new(Daemon::default());
+    let (one, two) = (mount(&daemon).await, mount(&daemon).await);
+    let ino = make(&one, "a", b"old").await;
+    assert_eq!(content(&two, ino).await, b"old");
+    let handles = [
+        one.open_file(ROOT, ino, libc::O_RDWR).await.unwrap(),
+        two.open_file(ROOT, ino, libc::O_RDWR).await.unwrap(),
+    ];
+    for round in 0..20_u64 {
+        let text = format!("round {round:3}");
+        let (here, there) = if round % 2 == 0 { (0, 1) } else { (1, 0) };
+        let fs = [&one, &two];
+        fs[here].write(handles[here], round, text.as_bytes(), How::default()).await.unwrap();
+        let size = fs[there].getattr(ino).await.unwrap().inode.size;
+        assert_eq!(size, round + text.len() as u64);
+        assert_eq!(fs[there].read(handles[there], round, 100).await.unwrap(), text.as_bytes());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_writes_alone_asks_once() {
+    let daemon = Arc::new(Daemon::default());
+    let one = mount(&daemon).await;
+    let ino = make(&one, "a", b"").await;
+    let created = daemon.takes.load(Ordering::SeqCst);
+    assert_eq!(created, 0, "a file that is created is delegated with that");
+    for _ in 0..10 {
+        let handle = one.open_file(ROOT, ino, libc::O_RDWR).await.unwrap();
+        one.write(handle, 0, b"text", How::default()).await.unwrap();
+        one.release(handle).await;
+    }
+    let two = mount(&daemon).await;
+    assert_eq!(content(&two, ino).await, b"text");
+    assert!(daemon.delegations().is_empty());
+    for _ in 0..10 {
+        let handle = one.open_file(ROOT, ino, libc::O_RDWR).await.unwrap();
+        one.write(handle, 0, b"more", How::default()).await.unwrap();
+        one.release(handle).await;
+    }
+    assert_eq!(daemon.takes.load(Ordering::SeqCst), created + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn delegations_that_are_not_in_use_are_returned_when_there_are_many() {
+    let daemon = Arc::new(Daemon::default());
+    let one = mount(&daemon).await;
+    for number in 0..100 {
+        make(&one, &format!("f{number}"), b"x").await;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let left = daemon.delegations().len();
+    assert!((1..=17).contains(&left), "{left} are left");
+    assert!(daemon.returns.load(Ordering::SeqCst) >= 80);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_daemon_that_was_started_anew_learns_what_was_delegated() {
+    let daemon = Arc::new(Daemon::default());
+    let (one, two) = (mount(&daemon).await, mount(&daemon).await);
+    let ino = make(&one, "a", b"old").await;
+    let handle = one.open_file(ROOT, ino, libc::O_RDWR).await.unwrap();
+    one.write(handle, 0, b"new", How::default()).await.unwrap();
+    daemon.restart();
+    assert_eq!(content(&two, ino).await, b"new");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_session_that_has_ended_has_not_sent_is_written_if_nobody_else_has_changed_the_file() {
+    let daemon = Arc::new(Daemon::default());
+    let one = mount(&daemon).await;
+    let inos = [make(&one, "a", b"aaaa").await, make(&one, "b", b"bbbb").await];
+    let mut handles = Vec::new();
+    for ino in inos {
+        let handle = one.open_file(ROOT, ino, libc::O_RDWR).await.unwrap();
+        one.write(handle, 0, b"XX", How::default()).await.unwrap();
+        handles.push(handle);
+    }
+    daemon.fence_all();
+    let two = mount(&daemon).await;
+    let other = two.open_file(ROOT, inos[1], libc::O_RDWR).await.unwrap();
+    two.write(other, 3, b"Y", How::default()).await.unwrap();
+    two.release(other).await;
+    one.fsync(handles[0]).await.unwrap();
+    assert_eq!(one.fsync(handles[1]).await.unwrap_err().kind(), ErrorKind::Stale);
+    assert_eq!(content(&two, inos[0]).await, b"XXaa");
+    assert_eq!(content(&two, inos[1]).await, b"bbbY");
+    assert_eq!(content(&one, inos[1]).await, b"bbbY");
+}
