@@ -213,6 +213,19 @@ pub enum Event {
     },
 }
 
+impl Event {
+    /// The number to acknowledge it by.
+    pub fn number(&self) -> u64 {
+        match self {
+            Self::Changed { number, .. }
+            | Self::Delegated { number, .. }
+            | Self::Recall { number, .. }
+            | Self::DropAll { number, .. }
+            | Self::Heartbeat { number } => *number,
+        }
+    }
+}
+
 /// Acknowledges events, and renews the lease.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct Ack {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 
 use futures::StreamExt;
-use tandemfs::api::fs::{Ack, Batch, DIRECTORY_PAGE_MAX, Event, OpenSession, Read, SessionGrant};
+use tandemfs::api::fs::{Ack, Batch, DIRECTORY_PAGE_MAX, OpenSession, Read, SessionGrant};
 use tandemfs::client::Client;
 use tandemfs::clock::{Clock, SystemClock, Time};
 use tandemfs::id::{FileId, Ino, SessionId};
@@ -57,9 +57,7 @@ pub(super) async fn with<T>(
 async fn answer_events(client: Client, session: SessionId) {
     let Ok(mut events) = client.events(session).await else { return };
     while let Some(Ok(event)) = events.next().await {
-        let (Event::Changed { number, .. } | Event::DropAll { number, .. } | Event::Heartbeat { number }) =
-            event;
-        if client.ack(session, &Ack { number, held: Vec::new(), delegates: Vec::new() }).await.is_err() {
+        if client.ack(session, &Ack { number: event.number(), held: Vec::new() }).await.is_err() {
             return;
         }
     }

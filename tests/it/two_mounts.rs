@@ -86,3 +86,46 @@ fn a_session_that_died_holds_nobody_up_for_longer_than_its_lease() {
     one.unmount();
     two.unmount();
 }
+
+/// Files that two mounts have open: writes are seen by the other's next call, without close or fsync.
+#[test]
+fn what_was_written_through_an_open_handle_is_seen_at_once() {
+    use std::os::unix::fs::FileExt;
+    let cluster = Cluster::start();
+    let mounts = [cluster.mount("one"), cluster.mount("two")];
+    fs::write(mounts[0].path().join("f"), "").unwrap();
+    let files = mounts
+        .each_ref()
+        .map(|mount| fs::OpenOptions::new().read(true).write(true).open(mount.path().join("f")).unwrap());
+    let log = mounts.each_ref().map(|mount| {
+        fs::OpenOptions::new().append(true).create(true).open(mount.path().join("log")).unwrap()
+    });
+    let mut appended = String::new();
+    for round in 0..300_u64 {
+        let (here, there) = if round % 2 == 0 { (0, 1) } else { (1, 0) };
+        let text = format!("text of round {round:4}");
+        // Aligned to pages and across them, within the file and behind its end.
+        let at = round * 37 % 20 * 1000;
+        files[here].write_all_at(text.as_bytes(), at).unwrap();
+        let mut read = vec![0; text.len()];
+        files[there].read_exact_at(&mut read, at).unwrap();
+        assert_eq!(String::from_utf8_lossy(&read), text, "round {round}");
+        assert_eq!(
+            files[there].metadata().unwrap().len(),
+            files[here].metadata().unwrap().len(),
+            "round {round}: size"
+        );
+        let line = format!("{round}\n");
+        std::io::Write::write_all(&mut &log[here], line.as_bytes()).unwrap();
+        appended.push_str(&line);
+        if round % 10 == 9 {
+            assert_eq!(fs::read_to_string(mounts[there].path().join("log")).unwrap(), appended);
+            files[here].set_len(500).unwrap();
+            assert_eq!(files[there].metadata().unwrap().len(), 500, "round {round}: cut");
+        }
+    }
+    drop((files, log));
+    let [one, two] = mounts;
+    one.unmount();
+    two.unmount();
+}

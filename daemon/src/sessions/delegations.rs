@@ -95,7 +95,7 @@ impl Delegations {
     }
 
     /// Whether any of some files is delegated to a session.
-    pub(super) fn has_any(&self, session: SessionId, files: &[Ino]) -> bool {
+    pub(crate) fn has_any(&self, session: SessionId, files: &[Ino]) -> bool {
         let inner = self.inner();
         files.iter().any(|ino| inner.files.get(ino) == Some(&session))
     }

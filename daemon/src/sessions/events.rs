@@ -30,7 +30,7 @@ impl Place {
             match self.session.next(self.number, self.given) {
                 Next::End => return None,
                 Next::Event(event) => {
-                    self.given = super::session::number_of(&event);
+                    self.given = event.number();
                     return Some(event);
                 }
                 Next::Wait if self.heartbeat <= Instant::now() => {

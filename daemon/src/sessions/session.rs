@@ -251,7 +251,7 @@ impl Session {
             return Err(Error::invalid("an event of that number was never sent"));
         }
         inner.acknowledged = inner.acknowledged.max(ack.number);
-        while inner.events.front().is_some_and(|(_, event)| number_of(event) <= ack.number) {
+        while inner.events.front().is_some_and(|(_, event)| event.number() <= ack.number) {
             if let Some((_, Event::Changed { keys, .. })) = inner.events.pop_front() {
                 inner.keys -= keys.len();
             }
@@ -277,7 +277,7 @@ impl Session {
         if inner.ended || inner.stream != stream {
             return Next::End;
         }
-        match inner.events.iter().find(|(_, event)| number_of(event) > given) {
+        match inner.events.iter().find(|(_, event)| event.number() > given) {
             Some((_, event)) => Next::Event(event.clone()),
             None => Next::Wait,
         }
@@ -374,16 +374,5 @@ impl Inner {
         self.last += 1;
         self.events.push_back((Instant::now(), event(self.last, version)));
         self.last
-    }
-}
-
-/// The number of an event.
-pub(super) fn number_of(event: &Event) -> u64 {
-    match event {
-        Event::Changed { number, .. }
-        | Event::Delegated { number, .. }
-        | Event::Recall { number, .. }
-        | Event::DropAll { number, .. }
-        | Event::Heartbeat { number } => *number,
     }
 }

@@ -181,7 +181,15 @@ impl Volume {
             });
         }
         let records = told(&mutations, &changes.records);
-        let keys = records.iter().map(|(key, _)| key.clone()).collect();
+        let delegations = self.shared.audience.delegations(self.id);
+        // Of a file that is delegated to the author the others know nothing since they were told so.
+        let is_known = |key: &Key| match key {
+            Key::Inode(ino) | Key::Chunk(ino, _) => {
+                change.author.is_none_or(|author| !delegations.has_any(author, &[*ino]))
+            }
+            _ => true,
+        };
+        let keys = records.iter().map(|(key, _)| key).filter(|key| is_known(key)).cloned().collect();
         let reply = BatchReply { version: state.version + 1, records };
         if let (Some(author), Some(sequence)) = (change.author, change.sequence) {
             writes.push(kept_reply(author, sequence, &reply)?);
@@ -193,7 +201,6 @@ impl Volume {
         {
             return Err(Error::session_ended(format!("session {author}")));
         }
-        let delegations = self.shared.audience.delegations(self.id);
         if let Some(author) = change.author
             && change.delegates.len() > delegations.room(author)
         {

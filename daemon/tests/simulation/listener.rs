@@ -69,7 +69,8 @@ fn carry_out(mount: &Mount, event: &Event) -> (u64, Vec<Ino>) {
             state.cache.drop_keys(keys);
             (*number, orphans.iter().copied().filter(|ino| state.held.contains_key(ino)).collect())
         }
-        Event::DropAll { number, .. } => {
+        // These clients take no delegations, so nobody is told of one.
+        Event::Delegated { number, .. } | Event::Recall { number, .. } | Event::DropAll { number, .. } => {
             state.cache.drop_all();
             (*number, state.held.keys().copied().collect())
         }

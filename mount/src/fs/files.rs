@@ -82,11 +82,12 @@ impl Fs {
     /// `Stale` for a file that is gone, those of the daemon.
     pub async fn read(&self, handle: u64, offset: u64, size: u32) -> Result<Bytes> {
         let file = self.files.get(handle)?;
-        self.session.ready().await?;
-        self.check_lost(&file)?;
         let bytes = offset..offset.saturating_add(u64::from(size));
         let pages = Pages::of_read(bytes, file.flags & libc::O_DIRECT != 0);
+        // Before anything waits: a session that is lost comes back only when the kernel has dropped its pages.
         let request = self.session.suspended.begin(file.ino, pages);
+        self.session.ready().await?;
+        self.check_lost(&file)?;
         for _ in 0..OVERTAKEN_MAX {
             let data = self.read_once(&file, offset, size).await?;
             if request.finish() {
