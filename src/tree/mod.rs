@@ -96,6 +96,7 @@ fn run(set: &mut WorkingSet, mutation: &Mutation) -> Outcome<()> {
         Mutation::RemoveXattr { ino, name, time } => xattr::remove_xattr(set, *ino, name, *time),
         Mutation::Reap { ino, chunks } => reap::reap(set, *ino, *chunks),
         Mutation::SetDigest { ino, content, sha256 } => reap::set_digest(set, *ino, *content, sha256),
+        Mutation::Accessed { ino, after, time } => setattr::accessed(set, *ino, *after, *time),
     }
 }
 
@@ -112,7 +113,8 @@ fn time_of(mutation: &Mutation) -> Option<Time> {
         | Mutation::PunchHole { time, .. }
         | Mutation::CloneRange { time, .. }
         | Mutation::SetXattr { time, .. }
-        | Mutation::RemoveXattr { time, .. } => Some(*time),
+        | Mutation::RemoveXattr { time, .. }
+        | Mutation::Accessed { time, .. } => Some(*time),
         Mutation::Reap { .. } | Mutation::SetDigest { .. } => None,
     }
 }

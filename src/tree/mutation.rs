@@ -281,4 +281,14 @@ pub enum Mutation {
         #[serde(with = "serde_bytes")]
         sha256: Vec<u8>,
     },
+    /// Something was read (read(2), readdir(3), readlink(2)). Moves its atime forward as [`super::Inode::is_moved_by_read`]
+    /// says, and changes nothing else. Nothing happens to an inode that is not there.
+    Accessed {
+        /// What was read.
+        ino: Ino,
+        /// The atime that the reader saw.
+        after: Time,
+        /// When.
+        time: Time,
+    },
 }

@@ -103,6 +103,12 @@ impl Inode {
         self.kind == Kind::File
     }
 
+    /// Whether a read at `time` moves `atime`, which was `after` for the reader: it never goes back, and nobody who has set it
+    /// back since (utimensat(2)) is overruled by a read of before that is told late.
+    pub fn is_moved_by_read(&self, after: Time, time: Time) -> bool {
+        after <= self.atime && self.atime < time
+    }
+
     /// `st_blocks`: 512-byte units that are not holes.
     pub fn blocks_512(&self) -> u64 {
         self.allocated.div_ceil(512)

@@ -1,8 +1,8 @@
 //! Attributes: chmod(2), chown(2), truncate(2), utimensat(2).
 
 use super::{
-    Credentials, FILE_SIZE_MAX, Inode, Kind, Outcome, SetAttributes, WorkingSet, check_time, mode, write,
-    xattr,
+    Credentials, FILE_SIZE_MAX, Inode, Key, Kind, Outcome, Record, SetAttributes, WorkingSet, check_time,
+    mode, write, xattr,
 };
 use crate::clock::Time;
 use crate::id::Ino;
@@ -52,6 +52,22 @@ pub(super) fn set_attributes(
         xattr::follow_mode(set, &inode)?;
     }
     set.put_inode(inode);
+    Ok(())
+}
+
+/// Moves the atime of what was read, if that is news and it is still there.
+///
+/// # Errors
+/// `Invalid` for a time that cannot be.
+pub(super) fn accessed(set: &mut WorkingSet, ino: Ino, after: Time, time: Time) -> Outcome<()> {
+    check_time(after)?;
+    let moved = match set.get(&Key::Inode(ino))? {
+        Some(Record::Inode(inode)) if inode.is_moved_by_read(after, time) => {
+            Inode { atime: time, ..inode.as_ref().clone() }
+        }
+        _ => return Ok(()),
+    };
+    set.put_inode(moved);
     Ok(())
 }
 

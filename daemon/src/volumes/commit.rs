@@ -343,7 +343,8 @@ impl Volume {
                 | Mutation::PunchHole { ino, .. }
                 | Mutation::SetXattr { ino, .. }
                 | Mutation::RemoveXattr { ino, .. }
-                | Mutation::SetDigest { ino, .. } => drop(wanted.insert(Key::Inode(*ino))),
+                | Mutation::SetDigest { ino, .. }
+                | Mutation::Accessed { ino, .. } => drop(wanted.insert(Key::Inode(*ino))),
                 Mutation::Reap { ino, .. } => wanted.extend([Key::Inode(*ino), Key::Orphan(*ino)]),
             }
         }

@@ -131,6 +131,7 @@ fn batch() -> Batch {
             },
             Mutation::SetDigest { ino, content: 1, sha256: vec![1; 32] },
             Mutation::Reap { ino, chunks: 3 },
+            Mutation::Accessed { ino, after: time, time },
         ],
         held: vec![ino],
         delegates: vec![ino],

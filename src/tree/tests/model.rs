@@ -257,6 +257,16 @@ impl Model {
                 }
                 Ok(())
             }
+            Mutation::Accessed { ino, after, time } => {
+                check_time(time)?;
+                check_time(after)?;
+                if let Some(node) = self.nodes.get_mut(ino)
+                    && node.times[ATIME] >= *after
+                {
+                    node.times[ATIME] = node.times[ATIME].max(*time);
+                }
+                Ok(())
+            }
         }
     }
 

@@ -191,6 +191,33 @@ fn attributes_change_with_the_times() {
 }
 
 #[test]
+fn reading_moves_atime_forward_and_nothing_else() {
+    let mut store = store_of(&[file("f", 2)]);
+    let accessed = |ino, after, time| Mutation::Accessed { ino: Ino(ino), after, time };
+    let before = store.inode(Ino(2)).clone();
+    let (start, later) = (before.atime, at(before.atime.seconds + 9));
+    assert_eq!(store.apply(&accessed(2, start, later)), Ok(()));
+    assert_eq!(*store.inode(Ino(2)), crate::tree::Inode { atime: later, ..before });
+    let read = store.clone();
+    for late in [accessed(2, start, start), accessed(2, start, later), accessed(2, at(-5), at(-4))] {
+        assert_eq!(store.apply(&late), Ok(()));
+        assert_eq!(store, read, "{late:?}");
+    }
+    // Set back by somebody after a read of another, who tells of it late.
+    let back = SetAttributes { atime: Some(at(-9)), ..SetAttributes::default() };
+    assert_eq!(store.apply(&set_attributes(2, back, ROOT)), Ok(()));
+    assert_eq!(store.apply(&accessed(2, start, at(5000))), Ok(()));
+    assert_eq!(store.inode(Ino(2)).atime, at(-9));
+    assert_eq!(store.apply(&accessed(2, at(-9), at(5000))), Ok(()));
+    assert_eq!(store.inode(Ino(2)).atime, at(5000));
+    assert_eq!(store.apply(&accessed(77, start, later)), Ok(()), "it is gone");
+    let bad = Time { seconds: 0, nanos: 1_000_000_000 };
+    for refused in [accessed(2, bad, later), accessed(2, start, bad), accessed(77, bad, later)] {
+        assert_eq!(store.apply(&refused), Err(ErrorKind::Invalid), "{refused:?}");
+    }
+}
+
+#[test]
 fn changes_of_owner_and_size_take_privileges_away() {
     let mode = |mode| SetAttributes { mode: Some(mode), ..SetAttributes::default() };
     let owner = SetAttributes { uid: Some(5), ..SetAttributes::default() };

@@ -85,6 +85,7 @@ enum Step {
     RemoveXattr(AnIno, Vec<u8>),
     Reap(AnIno, u32),
     SetDigest(AnIno, bool, usize),
+    Accessed(AnIno, Option<Time>),
 }
 
 impl Step {
@@ -151,6 +152,12 @@ impl Step {
                 let content = model.nodes.get(&ino).map_or(0, |node| node.content);
                 let content = if is_current { content } else { content + 1 };
                 Mutation::SetDigest { ino, content, sha256: vec![9; length] }
+            }
+            Self::Accessed(ino, after) => {
+                let ino = ino.any(model);
+                // Mostly what there is to be seen.
+                let seen = model.nodes.get(&ino).map_or(time, |node| node.times[0]);
+                Mutation::Accessed { ino, after: after.unwrap_or(seen), time }
             }
         }
     }
@@ -262,6 +269,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (an_ino(), 0..3u32).prop_map(|(ino, chunks)| Step::Reap(ino, chunks)),
         1 => (an_ino(), any::<bool>(), 31..33usize)
             .prop_map(|(ino, is_current, length)| Step::SetDigest(ino, is_current, length)),
+        3 => (an_ino(), proptest::option::weighted(0.3, time())).prop_map(|(ino, after)| Step::Accessed(ino, after)),
     ]
 }
 
