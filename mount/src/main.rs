@@ -15,6 +15,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tandem_mount::adapter::{Mount, MountSettings};
 use tandem_mount::background;
+use tandem_mount::fs::atime::When;
 use tandem_mount::fs::remote::Remote;
 use tandem_mount::fs::{Fs, Options};
 use tandem_mount::options::{Asked, CommandLine, USAGE, parse};
@@ -151,6 +152,7 @@ fn serve(
         root_owner: (!is_root)
             .then(|| (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())),
         ids: options.ids.clone(),
+        atime: options.atime,
     };
     let remote: Arc<dyn Remote> = Arc::new(client);
     let fs = runtime
@@ -166,6 +168,7 @@ fn serve(
         read_only: fs.is_read_only(),
         sync: options.sync,
         no_exec: options.no_exec,
+        no_atime: options.atime.when == When::Never,
         suid: options.suid,
         dev: options.dev,
         allow_other: options.allow_other,

@@ -7,6 +7,7 @@ use tandemfs::config::{parse_duration, parse_size};
 use tandemfs::name::{Name, split_path};
 use tandemfs::{Error, Result};
 
+use crate::fs::atime::{AtimeRule, When};
 use crate::fs::ids::{Ids, Map, Squash};
 
 /// What is shown for `--help`.
@@ -30,6 +31,8 @@ usage: tandem-mount URL DIRECTORY [-o option,option=…] [-f] [-v]
                              whose changes are stored as those of the user and group N (65534 if not given)
        map_uid=HERE:THERE[:COUNT], map_gid=HERE:THERE[:COUNT]
                              numbers of users and groups on this machine and in the volume; may be repeated
+       relatime, strictatime, noatime, nodiratime
+                             when reading changes atime (mount(8)): relatime if not given, the last one counts
        ro, sync, noexec, allow_other; suid and dev for root with allow_other
        remount               change ro, sync and noexec of what is mounted there
 
@@ -57,13 +60,8 @@ const IGNORED: &[&str] = &[
     "group",
     "_netdev",
     "nofail",
-    "relatime",
+    // The kernel's default all the same.
     "norelatime",
-    "noatime",
-    "atime",
-    "diratime",
-    "nodiratime",
-    "strictatime",
     "lazytime",
     "nolazytime",
     "dirsync",
@@ -80,7 +78,7 @@ const IGNORED: &[&str] = &[
     "max_read",
 ];
 /// What we know.
-const KNOWN: &str = "volume=, subdir=, credentials=, ca=, memory=, offline_timeout=, log=, root_squash, all_squash, no_root_squash, anonuid=, anongid=, map_uid=, map_gid=, ro, sync, noexec, allow_other, suid, dev, remount";
+const KNOWN: &str = "volume=, subdir=, credentials=, ca=, memory=, offline_timeout=, log=, root_squash, all_squash, no_root_squash, anonuid=, anongid=, map_uid=, map_gid=, relatime, strictatime, noatime, nodiratime, ro, sync, noexec, allow_other, suid, dev, remount";
 
 /// A command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,6 +132,8 @@ pub struct MountOptions {
     pub remount: bool,
     /// How owners are translated.
     pub ids: Ids,
+    /// When reading changes atime.
+    pub atime: AtimeRule,
 }
 
 impl Default for MountOptions {
@@ -154,6 +154,7 @@ impl Default for MountOptions {
             dev: false,
             remount: false,
             ids: Ids::default(),
+            atime: AtimeRule::default(),
         }
     }
 }
@@ -238,6 +239,7 @@ fn parse_option(text: &str, options: &mut MountOptions) -> Result<bool> {
         Some(value) if !value.is_empty() => Ok(value),
         _ => Err(Error::invalid(format!("{name}= needs a value"))),
     };
+    let when = options.atime.when;
     match (name, value) {
         ("volume", _) => options.volume = Some(needed()?.to_owned()),
         ("subdir", _) => {
@@ -266,6 +268,15 @@ fn parse_option(text: &str, options: &mut MountOptions) -> Result<bool> {
         ("suid", None) => options.suid = true,
         ("dev", None) => options.dev = true,
         ("remount", None) => options.remount = true,
+        ("relatime", None) => options.atime.when = When::Relative,
+        ("strictatime", None) => options.atime.when = When::Always,
+        ("noatime", None) => options.atime.when = When::Never,
+        // These take back the one of their name.
+        ("atime", None) if when == When::Never => options.atime.when = When::Relative,
+        ("nostrictatime", None) if when == When::Always => options.atime.when = When::Relative,
+        ("atime" | "nostrictatime", None) => (),
+        ("nodiratime", None) => options.atime.not_directories = true,
+        ("diratime", None) => options.atime.not_directories = false,
         ("no_root_squash", None) => options.ids.squash = Squash::None,
         ("root_squash", None) => options.ids.squash = Squash::Root,
         ("all_squash", None) => options.ids.squash = Squash::All,
@@ -298,7 +309,7 @@ fn add_range(name: &str, value: &str, map: &mut Map) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Asked, CommandLine, Ids, MountOptions, Name, Squash, parse};
+    use super::{Asked, AtimeRule, CommandLine, Ids, MountOptions, Name, Squash, When, parse};
     use std::path::PathBuf;
     use std::time::Duration;
 
@@ -343,6 +354,27 @@ mod tests {
         ids.groups.add("1:6").unwrap();
         assert_eq!(line.unwrap().options.ids, ids);
         assert_eq!(read("http://a /b -o rw", false).unwrap().options.ids, Ids::default());
+    }
+
+    #[test]
+    fn the_last_word_on_atime_counts() {
+        let rule = |options: &str| read(&format!("http://a /b -o rw,{options}"), true).unwrap().options.atime;
+        for (options, when) in [
+            ("relatime", When::Relative),
+            ("noatime", When::Never),
+            ("strictatime", When::Always),
+            ("noatime,strictatime", When::Always),
+            ("strictatime,noatime", When::Never),
+            ("noatime,relatime", When::Relative),
+            ("noatime,atime", When::Relative),
+            ("strictatime,atime,norelatime", When::Always),
+            ("strictatime,nostrictatime", When::Relative),
+            ("noatime,nostrictatime", When::Never),
+        ] {
+            assert_eq!(rule(options), AtimeRule { when, not_directories: false }, "{options}");
+        }
+        assert_eq!(rule("nodiratime"), AtimeRule { when: When::Relative, not_directories: true });
+        assert_eq!(rule("nodiratime,diratime"), AtimeRule::default());
     }
 
     #[test]

@@ -131,10 +131,19 @@ fn mount_passes_flags_and_statuses_on() {
 
         $t -r -o $o $U $T/m && findmnt -no OPTIONS $T/m | grep -w ro && umount $T/m
         $t -w -o $o,sync,noexec,noatime,allow_other,default_permissions,memory=64M $U $T/m
-        findmnt -no OPTIONS $T/m | grep -w rw | grep -w sync | grep -w noexec | grep -w allow_other
+        findmnt -no OPTIONS $T/m | grep -w rw | grep -w sync | grep -w noexec | grep -w allow_other | grep -w noatime
         printf '#!/bin/sh\n' > $T/m/run && chmod 755 $T/m/run && ! $T/m/run 2> /dev/null
+        touch -a -d @5 $T/m/run
         as_nobody cat $T/m/run > /dev/null
+        [ "$(stat -c %X $T/m/run)" = 5 ]
         umount $T/m
+        for options in strictatime noatime,relatime nodiratime; do
+            $t -o $o,$options $U $T/m && findmnt -no OPTIONS $T/m | grep -w relatime
+            touch -a -d @5 $T/m/run $T/m && cat $T/m/run > /dev/null && ls $T/m > /dev/null
+            [ "$(stat -c %X $T/m/run)" != 5 ]
+            if [ $options = nodiratime ]; then [ "$(stat -c %X $T/m)" = 5 ]; else [ "$(stat -c %X $T/m)" != 5 ]; fi
+            umount $T/m
+        done
 
         unshare -m sleep 100 & other=$!
         while [ "$(readlink /proc/$other/ns/mnt)" = "$(readlink /proc/self/ns/mnt)" ]; do sleep 0.05; done

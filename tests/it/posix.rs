@@ -41,6 +41,55 @@ fn a_copy_takes_no_room_on_the_nodes_and_survives_its_source() {
 }
 
 #[test]
+fn reading_changes_atime_as_the_options_say() {
+    let cluster = Cluster::start();
+    let mounted = |name: &str, options: &str| cluster.mount_as("admin", "admin123", name, options);
+    let (usual, never, strict) =
+        (mounted("usual", ""), mounted("never", "noatime"), mounted("strict", "strictatime"));
+    let (files, read_only) = (mounted("files", "strictatime,nodiratime"), mounted("read_only", "ro"));
+    sh(
+        cluster.root(),
+        r#"
+        old=1000000000
+        fresh() { rm -rf usual/d && mkdir usual/d && echo data > usual/d/f && cp /bin/true usual/d/run && touch -d @$old usual/d/* usual/d; }
+        atime() { stat -c %.9X $1; }
+        is_old() { [ "$(atime $1)" = $old.000000000 ] || { echo "$1 was read at $(atime $1)"; return 1; }; }
+        later() { [[ "$(atime $1)" > "$2" ]] || { echo "$1 was read at $(atime $1), which is not after $2"; return 1; }; }
+        soon() { for _ in $(seq 100); do [ "$(atime $1)" = "$2" ] && return; sleep 0.1; done; echo "$1 was read at $(atime $1), not $2"; return 1; }
+
+        fresh
+        for m in never read_only; do cat $m/d/f >/dev/null && ls $m/d >/dev/null && $m/d/run && is_old $m/d && is_old $m/d/f && is_old $m/d/run; done
+        cat files/d/f >/dev/null && ls files/d >/dev/null && is_old files/d && later files/d/f $old
+
+        fresh
+        dd if=usual/d/f iflag=noatime status=none >/dev/null && is_old usual/d/f
+        cat usual/d/f >/dev/null && usual/d/run && ls usual/d >/dev/null
+        for path in d d/f d/run; do later usual/$path $old; done
+        first=$(atime usual/d/f)
+        sleep 0.02 && cat usual/d/f >/dev/null && [ "$(atime usual/d/f)" = $first ]
+        soon never/d/f $first && soon read_only/d/f $first
+        yesterday=$(($(date +%s) - 86401)) && touch -d @$yesterday usual/d/f && sleep 0.02 && cat usual/d/f >/dev/null
+        later usual/d/f $first
+
+        for _ in 1 2 3; do
+            last=$(atime strict/d/f)
+            sleep 0.02 && cat strict/d/f >/dev/null && later strict/d/f $last
+        done
+        soon usual/d/f $(atime strict/d/f)
+        cat strict/d/f >/dev/null && touch -a -d @$old strict/d/f && is_old strict/d/f && is_old usual/d/f
+        sleep 6 && is_old strict/d/f && is_old usual/d/f
+        cat strict/d/f >/dev/null && atime strict/d/f > last
+        "#,
+    );
+    // What was read just before an unmount is told with it.
+    strict.unmount();
+    sh(cluster.root(), r#"[ "$(stat -c %.9X usual/d/f)" = "$(cat last)" ]"#);
+    for mount in [usual, never, files, read_only] {
+        mount.unmount();
+    }
+}
+
+#[test]
 fn the_documentation_has_the_table_of_the_checks() {
     let output = Command::new(CHECKS).arg("--table").output().unwrap();
     let table = String::from_utf8(output.stdout).unwrap();

@@ -286,14 +286,16 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn fsync(&self, _: &Request, _: INodeNo, handle: FileHandle, _: bool, reply: ReplyEmpty) {
+    fn fsync(&self, _: &Request, _: INodeNo, handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
         let fs = self.fs();
-        self.empty(reply, async move { fs.fsync(handle.0).await });
+        self.empty(reply, async move {
+            if data_only { fs.fdatasync(handle.0).await } else { fs.fsync(handle.0).await }
+        });
     }
 
-    fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        let (fs, ino) = self.on(ino);
-        self.opened(reply, FopenFlags::empty(), async move { fs.open_directory(ino).await });
+    fn opendir(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let ((fs, ino), flags) = (self.on(ino), flags.0);
+        self.opened(reply, FopenFlags::empty(), async move { fs.open_directory(ino, flags).await });
     }
 
     fn readdir(&self, _: &Request, _: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {

@@ -26,6 +26,8 @@ pub struct MountSettings {
     pub sync: bool,
     /// Nothing is executed.
     pub no_exec: bool,
+    /// The mount table says that reading changes no atime.
+    pub no_atime: bool,
     /// Set-user-id counts.
     pub suid: bool,
     /// Device files work.
@@ -47,6 +49,7 @@ impl MountSettings {
             either(self.suid, MountOption::Suid, MountOption::NoSuid),
             either(self.dev, MountOption::Dev, MountOption::NoDev),
             either(self.no_exec, MountOption::NoExec, MountOption::Exec),
+            either(self.no_atime, MountOption::NoAtime, MountOption::Atime),
             either(self.sync, MountOption::Sync, MountOption::Async),
         ];
         config.acl = if self.allow_other { SessionACL::All } else { SessionACL::Owner };

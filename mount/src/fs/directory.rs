@@ -29,6 +29,8 @@ const MARK: usize = if cfg!(test) { 8 } else { 256 };
 pub struct OpenDirectory {
     /// The directory.
     pub ino: Ino,
+    /// open(2)'s flags.
+    flags: i32,
     listing: Mutex<Listing>,
     /// Names were given to the kernel, which may not have taken them in yet.
     given: AtomicBool,
@@ -101,9 +103,10 @@ pub struct Listed {
 }
 
 impl OpenDirectory {
-    /// A handle on a directory.
-    pub fn new(ino: Ino, watch: Arc<Watch>) -> Self {
-        Self { ino, listing: Mutex::new(Listing::new(ino, watch, false)), given: AtomicBool::new(false) }
+    /// A handle on a directory, opened with these flags of open(2).
+    pub fn new(ino: Ino, flags: i32, watch: Arc<Watch>) -> Self {
+        let listing = Mutex::new(Listing::new(ino, watch, false));
+        Self { ino, flags, listing, given: AtomicBool::new(false) }
     }
 }
 
@@ -176,6 +179,7 @@ impl Fs {
         if plus && !page.is_empty() {
             directory.given.store(true, Ordering::Release);
         }
+        self.note_read(directory.ino, directory.flags);
         Ok(entries)
     }
 

@@ -73,10 +73,14 @@ impl Fs {
             self.release(handle).await;
             return Err(error);
         }
+        // The kernel tells of no read that its own pages answer, so that whoever can read counts as if he did.
+        if flags & libc::O_ACCMODE != libc::O_WRONLY && self.note_read(ino, flags) {
+            self.accesses.refresh(ino);
+        }
         Ok(handle)
     }
 
-    /// read.
+    /// read. The kernel asks for atime again afterwards.
     ///
     /// # Errors
     /// `Stale` for a file that is gone, those of the daemon.
@@ -107,10 +111,13 @@ impl Fs {
         let end = file.data.end();
         let length = self.inode(file.ino).await?.size.max(end);
         let range = offset..wanted.min(length);
-        if range.is_empty() {
-            return Ok(Bytes::new());
-        }
-        self.reader.read(file.ino, range, &dirty, &file.pattern).await
+        let data = if range.is_empty() {
+            Bytes::new()
+        } else {
+            self.reader.read(file.ino, range, &dirty, &file.pattern).await?
+        };
+        self.note_read(file.ino, file.flags);
+        Ok(data)
     }
 
     /// write.
@@ -184,13 +191,23 @@ impl Fs {
         self.commit(&file).await
     }
 
-    /// fsync: all that was written to the file is durable afterwards.
+    /// fdatasync: all that was written to the file is durable afterwards.
     ///
     /// # Errors
     /// A failure of writing, once.
-    pub async fn fsync(&self, handle: u64) -> Result<()> {
+    pub async fn fdatasync(&self, handle: u64) -> Result<()> {
         let file = self.usable(handle)?;
         self.commit(&file).await
+    }
+
+    /// fsync: the same, and the time when it was read.
+    ///
+    /// # Errors
+    /// As [`Fs::fdatasync`].
+    pub async fn fsync(&self, handle: u64) -> Result<()> {
+        self.fdatasync(handle).await?;
+        self.accesses.send(self.files.get(handle)?.ino).await;
+        Ok(())
     }
 
     pub(super) async fn commit(&self, file: &OpenFile) -> Result<()> {
@@ -242,10 +259,10 @@ impl Fs {
     ///
     /// # Errors
     /// `Stale` for what has just been removed, those of the daemon.
-    pub async fn open_directory(&self, ino: Ino) -> Result<u64> {
+    pub async fn open_directory(&self, ino: Ino, flags: i32) -> Result<u64> {
         self.session.ready().await?;
         self.session.opens.add(ino);
-        let handle = self.directories.add(OpenDirectory::new(ino, self.session.cache.watch(ino)));
+        let handle = self.directories.add(OpenDirectory::new(ino, flags, self.session.cache.watch(ino)));
         if let Err(error) = self.admit(ino).await {
             self.release_directory(handle).await;
             return Err(error);

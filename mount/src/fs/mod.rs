@@ -1,5 +1,7 @@
 //! The file system: one method for each call of the kernel. It knows nothing of FUSE, so it is tested without a mount.
 
+pub mod accesses;
+pub mod atime;
 pub mod buffer;
 pub mod cache;
 mod check;
@@ -35,6 +37,8 @@ use tandemfs::name::Name;
 use tandemfs::tree::{Credentials, Inode, Key, Kind, Mutation, Record, SetAttributes, Want};
 use tandemfs::{Error, Result};
 
+use accesses::Accesses;
+use atime::AtimeRule;
 use data::Data;
 use directory::OpenDirectory;
 use handles::{Handles, OpenFile};
@@ -43,6 +47,9 @@ use kernel::Kernel;
 use read::Reader;
 use remote::Remote;
 use session::Session;
+
+/// How long an unmount waits until the times of the last reads are sent.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How a file system is to behave.
 #[derive(Clone, Debug)]
@@ -64,6 +71,8 @@ pub struct Options {
     pub root_owner: Option<(u32, u32)>,
     /// How owners of this machine and of the volume are translated.
     pub ids: Ids,
+    /// When reading changes atime.
+    pub atime: AtimeRule,
 }
 
 impl Default for Options {
@@ -77,6 +86,7 @@ impl Default for Options {
             memory: 96 << 20,
             root_owner: None,
             ids: Ids::default(),
+            atime: AtimeRule::default(),
         }
     }
 }
@@ -86,6 +96,7 @@ pub struct Fs {
     pub(crate) session: Arc<Session>,
     data: Arc<Data>,
     reader: Arc<Reader>,
+    accesses: Arc<Accesses>,
     clock: Arc<dyn Clock>,
     options: Options,
     root: Ino,
@@ -144,11 +155,14 @@ impl Fs {
         let session = Session::open(remote, open, options.offline_timeout, options.memory / 4).await?;
         let data = Data::new(Arc::clone(&session), Arc::clone(&clock), options.memory / 2);
         let reader = Reader::new(Arc::clone(&session), options.memory / 4);
+        let accesses = Accesses::new(Arc::clone(&session));
         tokio::spawn(Data::write_back(Arc::downgrade(&data)));
+        tokio::spawn(Accesses::send_lazily(Arc::downgrade(&accesses)));
         Ok(Self {
             session,
             data,
             reader,
+            accesses,
             clock,
             options,
             root: Ino::ROOT,
@@ -207,6 +221,9 @@ impl Fs {
     /// The last failure of writing.
     pub async fn stop(&self) -> Result<()> {
         let result = self.data.commit_older(Duration::ZERO).await;
+        if tokio::time::timeout(STOP_PATIENCE, self.accesses.send_all()).await.is_err() {
+            log::warn!("the times of the last reads are lost: the daemon does not answer");
+        }
         self.session.close().await;
         result
     }
@@ -251,7 +268,9 @@ impl Fs {
     /// `Invalid` for what is not a symbolic link, those of the daemon.
     pub async fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
         self.session.ready().await?;
-        self.inode(ino).await?.target.ok_or_else(|| Error::invalid("not a symbolic link"))
+        let target = self.inode(ino).await?.target.ok_or_else(|| Error::invalid("not a symbolic link"))?;
+        self.note_read(ino, 0);
+        Ok(target)
     }
 
     /// setattr.
@@ -275,6 +294,9 @@ impl Fs {
             mtime: set.mtime.map(time),
         };
         let to_nothing = set.size == Some(0);
+        if set.atime.is_some() {
+            self.accesses.forget(ino).await;
+        }
         let mutation = Mutation::SetAttributes { ino, set, by, time: now };
         // What was written before must not change times, privileges or size afterwards.
         let reply = match self.data.get(ino).filter(|file| file.is_dirty()) {
@@ -335,10 +357,27 @@ impl Fs {
         }
     }
 
+    /// Notes a read through a handle with these flags of open(2), if it changes atime. Answers whether it does. Who read has the
+    /// inode in the cache, mostly; nothing waits for it here.
+    fn note_read(&self, ino: Ino, flags: i32) -> bool {
+        let rule = self.options.atime;
+        if rule.when == atime::When::Never || flags & libc::O_NOATIME != 0 || self.is_read_only() {
+            return false;
+        }
+        let Some(Some(inode)) = self.session.cache.inode(ino) else { return false };
+        let now = self.clock.now();
+        let counts = rule.counts(&self.stat(inode.clone()).inode, now);
+        if counts {
+            self.accesses.note(&inode, now);
+        }
+        counts
+    }
+
     /// An inode as a program sees it.
     fn stat(&self, mut inode: Inode) -> Stat {
         let dirty =
             inode.kind == Kind::File && self.data.get(inode.ino).is_some_and(|file| file.show(&mut inode));
+        self.accesses.show(&mut inode);
         if inode.ino == self.root
             && (inode.uid, inode.gid) == (0, 0)
             && let Some((uid, gid)) = self.options.root_owner

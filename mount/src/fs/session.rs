@@ -443,6 +443,7 @@ impl Session {
                 Mutation::Write { .. }
                     | Mutation::PunchHole { .. }
                     | Mutation::SetAttributes { .. }
+                    | Mutation::Accessed { .. }
                     | Mutation::Reap { .. }
             )
         });

@@ -94,7 +94,7 @@ async fn what_was_removed_while_the_kernel_opens_it_is_stale() {
     assert_eq!(one.read(again, 0, 10).await.unwrap(), &b"data"[..]);
     one.release(again).await;
     assert_eq!(one.open_file(ROOT, ino, libc::O_RDONLY).await.unwrap_err().kind(), ErrorKind::Stale);
-    assert_eq!(one.open_directory(directory).await.unwrap_err().kind(), ErrorKind::Stale);
+    assert_eq!(one.open_directory(directory, 0).await.unwrap_err().kind(), ErrorKind::Stale);
     assert_eq!(one.lookup(Ino::ROOT, b"gone").await.unwrap_err().kind(), ErrorKind::NotFound);
     assert!(!daemon.keys().contains(&Key::Inode(ino)), "nothing holds it any more");
 }
@@ -242,7 +242,7 @@ async fn credentials_that_do_not_count_any_more_end_every_call_at_once_until_the
         let mut errors = vec![
             fs.getattr(ino).await.map(drop).unwrap_err(),
             fs.lookup(Ino::ROOT, b"a").await.map(drop).unwrap_err(),
-            fs.open_directory(Ino::ROOT).await.map(drop).unwrap_err(),
+            fs.open_directory(Ino::ROOT, 0).await.map(drop).unwrap_err(),
             fs.read(handle, 0, 4).await.map(drop).unwrap_err(),
             fs.write(handle, 0, b"more", How::default()).await.map(drop).unwrap_err(),
             fs.fsync(handle).await.unwrap_err(),
@@ -444,7 +444,7 @@ async fn a_large_directory_is_not_kept_and_can_be_gone_back_in() {
     for name in &made {
         fs.make(ROOT, Ino::ROOT, name, NewNode::File, 0o644.into()).await.unwrap();
     }
-    let handle = fs.open_directory(Ino::ROOT).await.unwrap();
+    let handle = fs.open_directory(Ino::ROOT, 0).await.unwrap();
     let directory = fs.directory(handle).unwrap();
     let mut offsets = vec![0];
     for from in [0, 150, 3, 77, 76, 201, 40] {

@@ -453,7 +453,7 @@ async fn use_it(fs: &Arc<Fs>) -> Result<()> {
         let told = fs.getattr(ino).await.map(|stat| fs.tell(stat));
         let _told = told.inspect(may_be_told);
         for plus in [false, true] {
-            let Ok(handle) = fs.open_directory(ino).await else { continue };
+            let Ok(handle) = fs.open_directory(ino, 0).await else { continue };
             let open = fs.directory(handle)?;
             let mut offset = 0;
             while let Ok(page) = fs.read_directory(&open, offset, plus, 4096).await {

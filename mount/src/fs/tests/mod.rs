@@ -1,5 +1,6 @@
 //! The file system against a daemon in memory, without a mount and without HTTP.
 
+mod accesses;
 mod calls;
 mod delegations;
 pub(crate) mod fake;
@@ -33,7 +34,7 @@ async fn mount(daemon: &Arc<Daemon>) -> Arc<Fs> {
 }
 
 async fn list(fs: &Fs, ino: tandemfs::id::Ino, plus: bool) -> Vec<String> {
-    let handle = fs.open_directory(ino).await.unwrap();
+    let handle = fs.open_directory(ino, 0).await.unwrap();
     let directory = fs.directory(handle).unwrap();
     let mut names = Vec::new();
     let mut offset = 0;
