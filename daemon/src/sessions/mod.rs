@@ -249,10 +249,13 @@ impl Sessions {
     /// Commits a batch, once for its sequence number.
     ///
     /// # Errors
-    /// As [`Sessions::resume`]; `ReadOnly`; `Stale` for a sequence number out of the window; those of the rules.
+    /// As [`Sessions::resume`]; `ReadOnly`, but not for [`Mutation::Reap`] alone; `Stale` for a sequence number out of the window; those of the rules.
     pub async fn batch(&self, caller: &Caller, id: SessionId, batch: Batch) -> Result<BatchReply> {
         let (session, volume) = self.find(caller, id).await?;
-        self.writable(caller, &session)?;
+        // Who may only read lets go of what it held open as well.
+        if !batch.mutations.iter().all(|mutation| matches!(mutation, Mutation::Reap { .. })) {
+            self.writable(caller, &session)?;
+        }
         if batch.sequence == 0
             || batch.mutations.len() > BATCH_MUTATIONS_MAX
             || batch.held.len() > BATCH_MUTATIONS_MAX

@@ -4,7 +4,7 @@ use futures::{Stream, StreamExt};
 use std::pin::Pin;
 use std::time::Duration;
 use tandemfs::ErrorKind;
-use tandemfs::api::fs::{Ack, Batch, Event, ResumeSession};
+use tandemfs::api::fs::{Ack, Batch, Event, OpenSession, ResumeSession};
 use tandemfs::id::{Ino, SessionId};
 use tandemfs::tree::{Key, Mutation, Want};
 use tokio::time::{Instant, timeout};
@@ -206,6 +206,39 @@ async fn an_orphan_lives_as_long_as_somebody_holds_it() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(!lives(&world, first + 2).await);
     assert_eq!(world.volumes.usage(world.caller.home).await.unwrap().inodes, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_may_only_read_lets_go_of_an_orphan_and_changes_nothing_else() {
+    let world = World::new().await;
+    let one = world.session().await.session;
+    let open = OpenSession { volume: None, read_only: true, client: "reader".to_owned() };
+    let reader = world.sessions.start(&world.caller, open).await.unwrap().session;
+    let mut heard = events(&world, reader).await;
+    let first = world.sessions.inodes(&world.caller, one).await.unwrap().first.0;
+    let next = async |heard: &mut Events, held: &[u64]| {
+        let Event::Changed { number, .. } = news(heard).await else { panic!("no change") };
+        ack(&world, reader, number, held).await;
+    };
+    let made = vec![create("a", first), create("b", first + 1)];
+    let (made, ()) = futures::join!(world.batch(one, 1, made), next(&mut heard, &[]));
+    made.unwrap();
+    let holds = [first];
+    let (removed, ()) = futures::join!(world.batch(one, 2, vec![unlink("a")]), next(&mut heard, &holds));
+    removed.unwrap();
+    assert!(lives(&world, first).await);
+    let reap = |ino| Mutation::Reap { ino: Ino(ino), chunks: 1 };
+    for change in [vec![unlink("b")], vec![reap(first), unlink("b")]] {
+        let refused = world.batch(reader, 1, change).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ReadOnly);
+    }
+    let (reaped, ()) = futures::join!(world.batch(reader, 1, vec![reap(first), reap(first + 1)]), async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        ack(&world, one, 1, &[]).await;
+    });
+    reaped.unwrap();
+    assert!(!lives(&world, first).await, "its space is given back while the reader is still there");
+    assert!(lives(&world, first + 1).await, "it has a name");
 }
 
 #[tokio::test(start_paused = true)]
