@@ -76,6 +76,7 @@ fn reading_changes_atime_as_the_options_say() {
             sleep 0.02 && cat strict/d/f >/dev/null && later strict/d/f $last
         done
         soon usual/d/f $(atime strict/d/f)
+        [ "$(fincore -nro pages usual/d/f)" = 1 ] || { echo "reading elsewhere has cost the pages here"; false; }
         cat strict/d/f >/dev/null && touch -a -d @$old strict/d/f && is_old strict/d/f && is_old usual/d/f
         sleep 6 && is_old strict/d/f && is_old usual/d/f
         cat strict/d/f >/dev/null && atime strict/d/f > last

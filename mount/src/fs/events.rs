@@ -45,7 +45,8 @@ struct Work {
     version: u64,
     /// Files that others wait for.
     recalled: Vec<Ino>,
-    changed: bool,
+    /// Names have come, gone or changed what they lead to.
+    names: bool,
     all: bool,
 }
 
@@ -216,11 +217,11 @@ impl Session {
             Event::Changed { number, version, keys, orphans } => {
                 self.cache.drop_keys(version, &keys);
                 work.number = work.number.max(number);
-                work.changed = true;
                 for key in keys {
                     match key {
                         Key::Inode(ino) => drop(work.inodes.entry(ino).or_default()),
                         Key::Chunk(ino, chunk) => work.inodes.entry(ino).or_default().push(chunk),
+                        Key::Entry(..) => work.names = true,
                         _ => (),
                     }
                 }
@@ -246,7 +247,8 @@ impl Session {
             }
         });
         let delegated = work.delegated.into_iter().map(|ino| (ino, What::all()));
-        self.drop_in_kernel(changed.chain(delegated).collect(), work.changed).await;
+        // With a name the kernel lets go of an inode that nobody has open, and of its pages, so only where it must.
+        self.drop_in_kernel(changed.chain(delegated).collect(), work.names).await;
         work.recalled
     }
 

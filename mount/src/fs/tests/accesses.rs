@@ -68,6 +68,7 @@ async fn a_read_is_seen_here_at_once_and_elsewhere_some_seconds_later() {
     there.session.known.add(ino);
     assert_eq!((seen(&here, ino).await, seen(&there, ino).await), (START, START));
     let before = daemon.batches.load(Ordering::SeqCst);
+    let names = others.names.load(Ordering::SeqCst);
     let handle = here.open_file(ROOT, ino, libc::O_RDONLY).await.unwrap();
     assert_eq!(
         *kernel.attributes.lock().unwrap(),
@@ -83,6 +84,7 @@ async fn a_read_is_seen_here_at_once_and_elsewhere_some_seconds_later() {
     assert_eq!(daemon.batches.load(Ordering::SeqCst), before + 1);
     assert_eq!(*others.attributes.lock().unwrap(), [ino]);
     assert!(others.pages.lock().unwrap().is_empty(), "reading has cost others their pages");
+    assert_eq!(others.names.load(Ordering::SeqCst), names, "… or names, and with them pages");
     content(&here, ino).await;
     sleep(LAG).await;
     assert_eq!(daemon.batches.load(Ordering::SeqCst), before + 1, "there was nothing new to tell");
