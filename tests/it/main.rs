@@ -12,6 +12,7 @@ mod damage;
 mod disk_full;
 mod documents;
 mod failure;
+mod histories;
 mod large_directory;
 mod locks;
 mod logins;
