@@ -47,8 +47,6 @@ pub struct Root {
     pub path: PathBuf,
     mount: PathBuf,
     pid: u32,
-    /// Keeps the mount where it is when its connection is ended by force.
-    _busy: OwnedFd,
     dead: AtomicBool,
     /// Until when calls may fail, in microseconds, because the session has ended.
     doubted: AtomicU64,
@@ -169,6 +167,8 @@ pub struct Stage {
     mounts: Vec<Mount>,
     /// Those that have died stay where they are, so that whoever still uses them is told so.
     dead: Vec<Mount>,
+    /// Keep mounts where they are when their connection is ended by force. Here, as clients have descriptors of their own.
+    busy: Vec<OwnedFd>,
     made: usize,
     pub faults: Faults,
 }
@@ -177,13 +177,14 @@ impl Stage {
     pub fn new() -> Self {
         let cluster = Cluster::start_with(&["--lease-ms", &LEASE.as_millis().to_string()]);
         let mounts = (0..MOUNTS).map(|number| mount(&cluster, number)).collect();
-        Self { cluster, mounts, dead: Vec::new(), made: MOUNTS, faults: Faults::default() }
+        Self { cluster, mounts, dead: Vec::new(), busy: Vec::new(), made: MOUNTS, faults: Faults::default() }
     }
 
     /// Has clients call `calls` times on new objects.
     pub fn drive(&mut self, seed: u64, calls: u64, handles: Handles) -> Seen {
         let directory = format!("objects-{seed}");
         self.prepare(&directory);
+        self.busy = self.mounts.iter().map(busy).collect();
         let places = self.mounts.iter().map(|mount| Place {
             root: Mutex::new(Arc::new(root(mount, &directory))),
             alone: Default::default(),
@@ -211,6 +212,7 @@ impl Stage {
                 histories.merge(client.join().expect("a client ends well"));
             }
         });
+        self.busy.clear();
         self.dead.clear();
         let [faults, surprises] = [drive.befallen, drive.surprises]
             .map(|lines| lines.into_inner().unwrap_or_else(PoisonError::into_inner));
@@ -292,6 +294,7 @@ impl Stage {
     fn replace(&mut self, place: &Place, number: usize, directory: &str) {
         let mount = mount(&self.cluster, self.made);
         self.made += 1;
+        self.busy.push(busy(&mount));
         *place.root.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(root(&mount, directory));
         self.dead.push(std::mem::replace(&mut self.mounts[number], mount));
     }
@@ -320,13 +323,15 @@ fn mount(cluster: &Cluster, number: usize) -> Mount {
 }
 
 fn root(mount: &Mount, directory: &str) -> Root {
-    let busy = openat(CWD, mount.path(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).expect("it opens");
     Root {
         path: mount.path().join(directory),
         mount: mount.path().to_owned(),
         pid: mount.pid(),
-        _busy: busy,
         dead: AtomicBool::new(false),
         doubted: AtomicU64::new(0),
     }
+}
+
+fn busy(mount: &Mount) -> OwnedFd {
+    openat(CWD, mount.path(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).expect("it opens")
 }
