@@ -5,10 +5,12 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tandemfs::ErrorKind;
+use tokio::time::{sleep, timeout};
 
 use super::calls::{content, make};
 use super::fake::Daemon;
-use super::{ROOT, mount};
+use super::{ROOT, mount, mount_with};
+use crate::fs::Options;
 use crate::fs::data::How;
 
 #[tokio::test(start_paused = true)]
@@ -62,7 +64,7 @@ async fn delegations_that_are_not_in_use_are_returned_when_there_are_many() {
     for number in 0..100 {
         make(&one, &format!("f{number}"), b"x").await;
     }
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    sleep(Duration::from_secs(1)).await;
     let left = daemon.delegations().len();
     assert!((1..=17).contains(&left), "{left} are left");
     assert!(daemon.returns.load(Ordering::SeqCst) >= 80);
@@ -100,4 +102,60 @@ async fn what_a_session_that_has_ended_has_not_sent_is_written_if_nobody_else_ha
     assert_eq!(content(&two, inos[0]).await, b"XXaa");
     assert_eq!(content(&two, inos[1]).await, b"bbbY");
     assert_eq!(content(&one, inos[1]).await, b"bbbY");
+}
+
+/// Real time: a thread that waits keeps time that is paused from going on.
+#[tokio::test]
+async fn a_read_that_waits_is_not_waited_for_and_sees_what_was_written_meanwhile() {
+    let patience = Duration::from_secs(2);
+    let daemon = Arc::new(Daemon::default());
+    let one = mount(&daemon).await;
+    let (two, kernel) = mount_with(&daemon, Options::default()).await;
+    let ino = make(&one, "a", b"old").await;
+    let stat = two.getattr(ino).await.unwrap();
+    two.tell(stat);
+    let handle = two.open_file(ROOT, ino, libc::O_RDONLY).await.unwrap();
+    let written = one.open_file(ROOT, ino, libc::O_RDWR).await.unwrap();
+    *kernel.locked.lock().unwrap() = Some((ino, 0..4096));
+    daemon.hold_reads.store(true, Ordering::SeqCst);
+    let read = tokio::spawn({
+        let two = Arc::clone(&two);
+        async move { two.read(handle, 0, 4096).await }
+    });
+    while daemon.reads_held.load(Ordering::SeqCst) == 0 {
+        sleep(Duration::from_millis(1)).await;
+    }
+    daemon.hold_reads.store(false, Ordering::SeqCst);
+    let write = one.write(written, 0, b"new", How::default());
+    timeout(patience, write).await.expect("nobody waits for the page").unwrap();
+    daemon.release_reads.notify_waiters();
+    assert_eq!(timeout(patience, read).await.expect("the read goes on").unwrap().unwrap(), b"new"[..]);
+}
+
+#[tokio::test]
+async fn a_session_is_taken_up_while_reads_and_writes_wait_for_it() {
+    let patience = Duration::from_secs(2);
+    for fenced in [false, true] {
+        let daemon = Arc::new(Daemon::default());
+        let (fs, kernel) = mount_with(&daemon, Options::default()).await;
+        let ino = make(&fs, "a", b"data").await;
+        let stat = fs.getattr(ino).await.unwrap();
+        fs.tell(stat);
+        let handle = fs.open_file(ROOT, ino, libc::O_RDWR).await.unwrap();
+        *kernel.locked.lock().unwrap() = Some((ino, 0..4096));
+        if fenced {
+            daemon.fence_all();
+            fs.session.ended(fs.session.id());
+        } else {
+            daemon.restart();
+        }
+        let (read, written) = tokio::join!(
+            timeout(patience, fs.read(handle, 0, 4)),
+            timeout(patience, fs.write(handle, 8, b"more", How::default())),
+        );
+        assert_eq!(read.unwrap_or_else(|_| panic!("the read hangs, fenced {fenced}")).unwrap(), b"data"[..]);
+        written.expect("the write goes on").unwrap();
+        *kernel.locked.lock().unwrap() = None;
+        assert_eq!(fs.getattr(ino).await.unwrap().inode.size, 12);
+    }
 }

@@ -815,6 +815,8 @@ pub(crate) struct FakeKernel {
     pub(crate) unknown: Mutex<HashSet<Ino>>,
     /// How often it did not know an inode.
     pub(crate) misses: AtomicU64,
+    /// Pages of a file, as bytes, that a request under way has locked: dropping them waits.
+    pub(crate) locked: Mutex<Option<(Ino, Range<u64>)>>,
 }
 
 impl FakeKernel {
@@ -833,7 +835,21 @@ impl Kernel for Arc<FakeKernel> {
         self.note(&self.attributes, ino)
     }
 
-    fn drop_pages(&self, ino: Ino, _: u64, _: u64) -> bool {
+    fn drop_pages(&self, ino: Ino, offset: u64, length: u64) -> bool {
+        let end = if length == 0 { u64::MAX } else { offset + length };
+        // Not for ever, so that a test that fails ends.
+        for _ in 0..5000 {
+            let is_locked = self
+                .locked
+                .lock()
+                .unwrap()
+                .as_ref()
+                .is_some_and(|(of, pages)| *of == ino && pages.start < end && offset < pages.end);
+            if !is_locked {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
         self.note(&self.pages, ino)
     }
 
