@@ -260,6 +260,10 @@ impl Inner {
 
     fn insert(&mut self, key: Key, version: u64, record: Known) {
         if self.floor(&key) > version {
+            // It may be out of date already. What is older than it certainly is.
+            if self.records.peek(&key).is_some_and(|cached| cached.version < version) {
+                self.records.remove(&key);
+            }
             return;
         }
         if self.records.peek(&key).is_some_and(|cached| cached.version > version) {
@@ -389,6 +393,16 @@ mod tests {
         cache.drop_keys(5, &[Key::Usage]);
         request.accept(5, [(Key::Usage, usage(5))]);
         assert_eq!(cached(&cache), Some(5), "a reply that has the change is cached");
+    }
+
+    #[test]
+    fn what_a_refused_change_has_replaced_is_forgotten() {
+        let cache = Cache::new(1 << 20);
+        cache.begin().accept(3, [(Key::Usage, usage(3))]);
+        let change = cache.begin();
+        cache.drop_files(5, &[Ino(7)].into());
+        change.accept_change(4, [(Key::Usage, usage(4))]);
+        assert_eq!(cached(&cache), None);
     }
 
     #[test]
