@@ -6,6 +6,8 @@
 //! dropped by their first event.
 
 pub(crate) mod audience;
+#[cfg(test)]
+mod delegation_tests;
 mod delegations;
 mod events;
 #[cfg(test)]

@@ -14,12 +14,12 @@ use crate::volumes::tests::world::{World, create, name, unlink};
 
 type Events = Pin<Box<dyn Stream<Item = Event> + Send>>;
 
-async fn events(world: &World, id: SessionId) -> Events {
+pub(super) async fn events(world: &World, id: SessionId) -> Events {
     Box::pin(world.sessions.events(&world.caller, id).await.unwrap())
 }
 
 /// The next event that is no heartbeat.
-async fn news(events: &mut Events) -> Event {
+pub(super) async fn news(events: &mut Events) -> Event {
     loop {
         match events.next().await {
             Some(Event::Heartbeat { .. }) => {}
@@ -29,13 +29,13 @@ async fn news(events: &mut Events) -> Event {
     }
 }
 
-async fn ack(world: &World, id: SessionId, number: u64, held: &[u64]) {
+pub(super) async fn ack(world: &World, id: SessionId, number: u64, held: &[u64]) {
     let held = held.iter().map(|ino| Ino(*ino)).collect();
     world.sessions.acknowledge(&world.caller, id, &Ack { number, held }).await.unwrap();
 }
 
 /// Waits while a session gives signs of life.
-async fn alive<T>(world: &World, id: SessionId, future: impl Future<Output = T>) -> T {
+pub(super) async fn alive<T>(world: &World, id: SessionId, future: impl Future<Output = T>) -> T {
     tokio::pin!(future);
     loop {
         if let Ok(value) = timeout(Duration::from_millis(500), &mut future).await {

@@ -1,0 +1,142 @@
+//! Delegations between several sessions, over stores in memory. The lease is three seconds.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use tandemfs::api::fs::{Batch, DelegationRequest, Event, Read, ResumeSession};
+use tandemfs::id::{Ino, SessionId};
+use tandemfs::tree::{Key, Want};
+use tandemfs::{ErrorKind, Result};
+use tokio::time::{Instant, timeout};
+
+use super::tests::{ack, alive, events, news};
+use crate::volumes::tests::world::{World, create};
+
+/// Long for a request that waits for nobody.
+const SOON: Duration = Duration::from_millis(300);
+
+async fn ask(world: &World, id: SessionId, request: DelegationRequest) -> Result<u64> {
+    world.sessions.delegation(&world.caller, id, &request).await.map(|reply| reply.run)
+}
+
+async fn look(world: &World, id: SessionId, ino: Ino) -> Result<()> {
+    let read = Read { wants: vec![Want::Record(Key::Inode(ino))] };
+    world.sessions.read(&world.caller, id, &read).await.map(drop)
+}
+
+/// Two sessions, and a file that the first has made.
+async fn start(world: &World) -> (SessionId, SessionId, Ino) {
+    let (one, two) = (world.session().await.session, world.session().await.session);
+    let first = world.sessions.inodes(&world.caller, one).await.unwrap().first;
+    alive(world, two, async {
+        let mut heard = events(world, two).await;
+        let made = pin!(world.batch(one, 1, vec![create("f", first.0)]));
+        let told = async {
+            let Event::Changed { number, .. } = news(&mut heard).await else { panic!() };
+            ack(world, two, number, &[]).await;
+        };
+        futures::join!(made, told).0.unwrap();
+    })
+    .await;
+    (one, two, first)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_is_delegated_once_the_others_have_dropped_it_and_shown_once_it_is_returned() {
+    let world = World::new().await;
+    let (one, two, ino) = start(&world).await;
+    let mut heard = [events(&world, one).await, events(&world, two).await];
+    let mut take = pin!(ask(&world, one, DelegationRequest::Take(ino)));
+    let event = tokio::select! {
+        answer = &mut take => panic!("given before the other has dropped it: {answer:?}"),
+        event = news(&mut heard[1]) => event,
+    };
+    let Event::Delegated { number, ino: of, .. } = event else { panic!("{event:?}") };
+    assert_eq!(of, ino);
+    ack(&world, two, number, &[]).await;
+    take.await.unwrap();
+    timeout(SOON, look(&world, one, ino)).await.expect("one's own").unwrap();
+
+    // Another session, a change by it, and REST: all wait, and the first is told once.
+    let mut seen = pin!(look(&world, two, ino));
+    let wants = [Want::Record(Key::Inode(ino))];
+    let mut listed = pin!(async { world.volume().await.read(None, &wants).await });
+    assert!(timeout(SOON, async { tokio::join!(&mut seen, &mut listed) }).await.is_err());
+    let Event::Recall { number, inos } = news(&mut heard[0]).await else { panic!() };
+    assert_eq!(inos, [ino]);
+    ack(&world, one, number, &[]).await;
+    assert!(timeout(SOON, news(&mut heard[0])).await.is_err(), "told once");
+    ask(&world, one, DelegationRequest::Return(vec![ino])).await.unwrap();
+    let (seen, listed) =
+        timeout(SOON, async { tokio::join!(seen, listed) }).await.expect("nothing is in the way");
+    seen.unwrap();
+    listed.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_does_not_return_a_file_is_fenced() {
+    let world = World::new().await;
+    let (one, two, ino) = start(&world).await;
+    world.sessions.audience.delegations(world.caller.home).add(one, ino).unwrap();
+    let begun = Instant::now();
+    // It acknowledges what it is told, and does no more.
+    let hears = async {
+        let mut heard = events(&world, one).await;
+        loop {
+            match news(&mut heard).await {
+                Event::Recall { number, .. } => ack(&world, one, number, &[]).await,
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    let seen = alive(&world, one, alive(&world, two, look(&world, two, ino)));
+    tokio::select! {
+        seen = seen => seen.unwrap(),
+        () = hears => {}
+    }
+    let taken = begun.elapsed();
+    assert!(taken >= Duration::from_secs(5) && taken < Duration::from_secs(7), "{taken:?}");
+    assert_eq!(look(&world, one, ino).await.unwrap_err().kind(), ErrorKind::SessionEnded);
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_restart_nobody_is_shown_a_file_before_all_have_said_what_they_have() {
+    let world = World::new().await;
+    let (one, two, ino) = start(&world).await;
+    let world = world.restart().await;
+    let resume = async |id, delegations| {
+        let resume = ResumeSession { held: Vec::new(), delegations };
+        world.sessions.resume(&world.caller, id, &resume).await.unwrap();
+    };
+    resume(two, Vec::new()).await;
+    let mut seen = pin!(look(&world, two, ino));
+    assert!(timeout(SOON, &mut seen).await.is_err(), "the other has not said yet");
+    resume(one, vec![ino]).await;
+    timeout(SOON, look(&world, one, ino)).await.expect("one's own").unwrap();
+    assert!(timeout(SOON, &mut seen).await.is_err(), "the other has it");
+    ask(&world, one, DelegationRequest::Return(vec![ino])).await.unwrap();
+    timeout(SOON, seen).await.expect("nothing is in the way").unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_created_may_be_delegated_with_that_and_nothing_else() {
+    let world = World::new().await;
+    let one = world.session().await.session;
+    let first = world.sessions.inodes(&world.caller, one).await.unwrap().first;
+    let batch = |sequence, ino: Ino, delegates| {
+        let mutations = vec![create(&format!("f{sequence}"), ino.0)];
+        let batch = Batch { sequence, mutations, held: Vec::new(), delegates };
+        world.sessions.batch(&world.caller, one, batch)
+    };
+    batch(1, first, vec![first]).await.unwrap();
+    let delegations = world.sessions.audience.delegations(world.caller.home);
+    assert!(delegations.has_any(one, &[first]));
+    let refused = batch(2, Ino(first.0 + 1), vec![first]).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Invalid);
+    let missing = ask(&world, one, DelegationRequest::Take(Ino(first.0 + 7))).await.unwrap_err();
+    assert_eq!(missing.kind(), ErrorKind::NotFound);
+    let directory = ask(&world, one, DelegationRequest::Take(Ino::ROOT)).await.unwrap_err();
+    assert_eq!(directory.kind(), ErrorKind::NotFound);
+    world.sessions.close(&world.caller, one).await.unwrap();
+    assert!(!delegations.has_any(one, &[first]));
+}
