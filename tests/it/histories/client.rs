@@ -353,6 +353,7 @@ impl<'a> Client<'a> {
     }
 
     fn directories(&mut self) {
+        let _alone = self.drive.places[self.mount].alone(3);
         let place = self.place();
         let call = match self.random.random_range(0..14) {
             0..2 => DirectoryCall::Create(place),

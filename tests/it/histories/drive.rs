@@ -62,7 +62,7 @@ impl Root {
 pub struct Place {
     root: Mutex<Arc<Root>>,
     /// For objects that only one client of a mount may use at a time.
-    alone: [Mutex<()>; 3],
+    alone: [Mutex<()>; 4],
 }
 
 impl Place {

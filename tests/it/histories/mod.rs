@@ -21,7 +21,7 @@ use history::Objects;
 use tempfile::TempDir;
 
 /// Calls, if not set otherwise.
-const CALLS: u64 = 12_000;
+const CALLS: u64 = 6_000;
 /// So many calls are made on the same objects and then checked.
 const ROUND: u64 = 20_000;
 /// So much of a window is shown; all of it is in the file.
@@ -33,7 +33,7 @@ fn files_that_are_closed_or_synced() {
 }
 
 #[test]
-#[ignore = "what is written through a descriptor is seen on other mounts after close, fsync or five seconds"]
+#[ignore = "under contention some reads and sizes are older than they may be: docs/semantics.md, Histories"]
 fn descriptors_that_are_kept_open() {
     run(Handles::Kept);
 }
