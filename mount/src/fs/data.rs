@@ -47,6 +47,23 @@ pub struct How {
     pub append: bool,
 }
 
+/// Data that is not part of its file yet.
+#[derive(Clone, Copy, Debug)]
+pub struct Unsent {
+    end: u64,
+    time: Option<Time>,
+}
+
+impl Unsent {
+    /// Shows an inode as it is with it.
+    pub fn show(&self, inode: &mut Inode) {
+        inode.size = inode.size.max(self.end);
+        if let Some(time) = self.time {
+            (inode.mtime, inode.ctime) = (time, time);
+        }
+    }
+}
+
 /// The dirty data of one file.
 pub struct FileData {
     /// The file.
@@ -183,17 +200,10 @@ impl FileData {
         Ok(())
     }
 
-    /// Shows an inode as it is with the dirty data. Answers whether there is any.
-    pub fn show(&self, inode: &mut Inode) -> bool {
+    /// What there is of dirty data now, if there is any.
+    pub fn dirty(&self) -> Option<Unsent> {
         let state = self.lock();
-        if !state.is_dirty() {
-            return false;
-        }
-        inode.size = inode.size.max(state.end());
-        if let Some(time) = state.time {
-            (inode.mtime, inode.ctime) = (time, time);
-        }
-        true
+        state.is_dirty().then(|| Unsent { end: state.end(), time: state.time })
     }
 
     /// Whether all that is dirty was appended, and where it begins. When the file is longer than that, somebody else has

@@ -39,7 +39,7 @@ use tandemfs::{Error, Result};
 
 use accesses::Accesses;
 use atime::AtimeRule;
-use data::Data;
+use data::{Data, Unsent};
 use directory::OpenDirectory;
 use handles::{Handles, OpenFile};
 use ids::Ids;
@@ -247,8 +247,9 @@ impl Fs {
     /// what has become wrong before must not be kept.
     pub fn tell(&self, stat: Stat) -> Stat {
         self.session.known.add(stat.inode.ino);
+        let unsent = self.unsent(stat.inode.ino);
         match self.session.cache.inode(stat.inode.ino) {
-            Some(Some(inode)) => self.stat(inode),
+            Some(Some(inode)) => self.stat_with(inode, unsent),
             _ => Stat { keep: false, ..stat },
         }
     }
@@ -259,7 +260,8 @@ impl Fs {
     /// `NotFound`, those of the daemon.
     pub async fn getattr(&self, ino: Ino) -> Result<Stat> {
         self.session.ready().await?;
-        Ok(self.stat(self.settled(ino).await?))
+        let unsent = self.unsent(ino);
+        Ok(self.stat_with(self.settled(ino).await?, unsent))
     }
 
     /// readlink.
@@ -373,10 +375,24 @@ impl Fs {
         counts
     }
 
+    /// What was written to a file and is not part of it yet. To be asked for before the inode is: what becomes part of it after
+    /// this is then in the inode.
+    fn unsent(&self, ino: Ino) -> Option<Unsent> {
+        self.data.get(ino)?.dirty()
+    }
+
+    /// An inode that was just made what it is, as a program sees it.
+    fn stat(&self, inode: Inode) -> Stat {
+        let unsent = self.unsent(inode.ino);
+        self.stat_with(inode, unsent)
+    }
+
     /// An inode as a program sees it.
-    fn stat(&self, mut inode: Inode) -> Stat {
-        let dirty =
-            inode.kind == Kind::File && self.data.get(inode.ino).is_some_and(|file| file.show(&mut inode));
+    fn stat_with(&self, mut inode: Inode, unsent: Option<Unsent>) -> Stat {
+        let unsent = unsent.filter(|_| inode.kind == Kind::File);
+        if let Some(unsent) = &unsent {
+            unsent.show(&mut inode);
+        }
         self.accesses.show(&mut inode);
         if inode.ino == self.root
             && (inode.uid, inode.gid) == (0, 0)
@@ -386,7 +402,7 @@ impl Fs {
         } else {
             self.options.ids.show(&mut inode);
         }
-        Stat { inode, keep: !dirty }
+        Stat { inode, keep: unsent.is_none() }
     }
 }
 

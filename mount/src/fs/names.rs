@@ -32,6 +32,11 @@ impl Fs {
         self.session.ready().await?;
         let name = Name::new(name)?;
         match self.find(parent, &name).await? {
+            Some(inode) if inode.is_file() => {
+                let unsent = self.unsent(inode.ino);
+                let inode = self.session.cache.inode(inode.ino).flatten().unwrap_or(inode);
+                Ok(self.stat_with(inode, unsent))
+            }
             Some(inode) => Ok(self.stat(inode)),
             None => Err(Error::not_found(name.to_lossy())),
         }
