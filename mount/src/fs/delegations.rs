@@ -52,6 +52,8 @@ enum State {
     InUse,
     /// It may be returned.
     Idle,
+    /// It is being returned. It is asked for again only after that, for the daemon could not tell the one from the other.
+    Returning,
 }
 
 /// A delegation that is being asked for, or in use; see [`Session::delegated`].
@@ -102,10 +104,11 @@ impl Delegations {
     /// The session to which a file is delegated.
     pub(super) fn session_of(&self, ino: Ino) -> Option<SessionId> {
         let inner = self.inner();
-        inner.files.get(&ino).filter(|state| **state != State::Asked).map(|_| inner.session)
+        let is_delegated = matches!(inner.files.get(&ino), Some(State::InUse | State::Idle));
+        is_delegated.then_some(inner.session)
     }
 
-    /// Notes that a file is being asked for; `None` if it is already, or is delegated.
+    /// Notes that a file is being asked for; `None` if it is already, or is delegated, or is being returned.
     fn ask(&self, ino: Ino) -> Option<InUse<'_>> {
         let mut inner = self.inner();
         if inner.files.contains_key(&ino) {
@@ -130,27 +133,44 @@ impl Delegations {
         counts
     }
 
-    /// Waits until a file is neither being asked for nor in use.
-    async fn settled(&self, ino: Ino) {
+    /// Strikes a file off once it is neither being asked for nor in use; it is to be returned. `false` says that it is being returned already.
+    async fn begin_return(&self, ino: Ino) -> bool {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
             changed.as_mut().enable();
-            if matches!(self.inner().files.get(&ino), None | Some(State::Idle)) {
-                return;
+            {
+                let mut inner = self.inner();
+                match inner.files.get(&ino) {
+                    None | Some(State::Idle) => {
+                        inner.files.insert(ino, State::Returning);
+                        return true;
+                    }
+                    Some(State::Returning) => return false,
+                    Some(State::Asked | State::InUse) => (),
+                }
             }
             changed.await;
         }
     }
 
-    /// Strikes a file off. Answers whether it was delegated.
-    fn remove(&self, ino: Ino) -> bool {
+    /// Files have been returned.
+    fn returned(&self, inos: &[Ino]) {
         let mut inner = self.inner();
-        inner.files.get(&ino) == Some(&State::Idle) && inner.files.remove(&ino).is_some()
+        for ino in inos {
+            if inner.files.get(ino) == Some(&State::Returning) {
+                inner.files.remove(ino);
+            }
+        }
+        drop(inner);
+        self.changed.notify_waiters();
     }
 
     /// A file is gone, and with it its delegation.
     pub(super) fn gone(&self, ino: Ino) {
-        self.remove(ino);
+        let mut inner = self.inner();
+        if inner.files.get(&ino) == Some(&State::Idle) {
+            inner.files.remove(&ino);
+        }
     }
 
     /// What a daemon that was started anew is to be told. What was asked for before, and is answered after this, does not count.
@@ -235,12 +255,12 @@ impl Session {
         match self.writer.get().and_then(Weak::upgrade) {
             Some(data) => data.return_files(inos).await,
             // Nobody writes any more.
-            None => self.return_delegations(inos).await,
+            None => self.return_delegations(&inos).await,
         }
     }
 
-    async fn return_delegations(&self, inos: Vec<Ino>) {
-        let request = &DelegationRequest::Return(inos);
+    async fn return_delegations(&self, inos: &[Ino]) {
+        let request = &DelegationRequest::Return(inos.to_vec());
         let returned =
             self.until_answered(|id| Box::pin(async move { self.remote.delegation(id, request).await }));
         if let Err(error) = returned.await {
@@ -260,25 +280,28 @@ impl Data {
     }
 
     async fn return_together(self: &Arc<Self>, inos: Vec<Ino>) {
-        if inos.is_empty() {
-            return;
-        }
-        for ino in &inos {
-            self.session.delegations.settled(*ino).await;
-            let Some(file) = self.get(*ino) else {
-                self.session.delegations.remove(*ino);
+        let delegations = &self.session.delegations;
+        let mut returning = Vec::new();
+        for ino in inos {
+            let file = self.get(ino);
+            if file.is_some() {
+                // What was written through a mapping comes here as well, while the file is still delegated.
+                self.session.drop_file(ino).await;
+            }
+            if !delegations.begin_return(ino).await {
                 continue;
-            };
-            // What was written through a mapping comes here as well, while the file is still delegated.
-            self.session.drop_file(*ino).await;
-            self.session.delegations.remove(*ino);
-            if file.is_dirty()
+            }
+            returning.push(ino);
+            if let Some(file) = self.get(ino).filter(|file| file.is_dirty())
                 && let Err(error) = self.commit(&file, true, None).await
             {
                 log::error!("writing back inode {ino}: {error}");
             }
         }
-        self.session.return_delegations(inos).await;
+        if !returning.is_empty() {
+            self.session.return_delegations(&returning).await;
+            delegations.returned(&returning);
+        }
     }
 
     /// Returns those that are not in use when there are too many.

@@ -159,3 +159,34 @@ async fn a_session_is_taken_up_while_reads_and_writes_wait_for_it() {
         assert_eq!(fs.getattr(ino).await.unwrap().inode.size, 12);
     }
 }
+
+/// The return must not end what was given after it.
+#[tokio::test(start_paused = true)]
+async fn a_file_that_is_being_returned_is_asked_for_again_only_after_that() {
+    let daemon = Arc::new(Daemon::default());
+    let (one, two) = (mount(&daemon).await, mount(&daemon).await);
+    let ino = make(&one, "log", b"").await;
+    let handle = one.open_file(ROOT, ino, libc::O_RDWR | libc::O_APPEND).await.unwrap();
+    let append = || one.write(handle, 0, b"text", How::default());
+    append().await.unwrap();
+    daemon.hold_batches.store(true, Ordering::SeqCst);
+    let before = daemon.batches.load(Ordering::SeqCst);
+    let release = async {
+        while daemon.batches.load(Ordering::SeqCst) == before {
+            sleep(Duration::from_millis(1)).await;
+        }
+        sleep(Duration::from_millis(100)).await;
+        daemon.hold_batches.store(false, Ordering::SeqCst);
+        daemon.release_batches.notify_waiters();
+    };
+    let again = async {
+        while daemon.batches.load(Ordering::SeqCst) == before {
+            sleep(Duration::from_millis(1)).await;
+        }
+        append().await.unwrap();
+    };
+    let (seen, (), ()) = tokio::join!(two.getattr(ino), release, again);
+    assert!([4, 8].contains(&seen.unwrap().inode.size));
+    append().await.unwrap();
+    assert_eq!(two.getattr(ino).await.unwrap().inode.size, 12);
+}
