@@ -233,8 +233,7 @@ impl<'a> Client<'a> {
     fn register(&mut self, object: &str, handles: Handles) {
         // On one mount, what is written is seen before it is closed or synced.
         let drive = self.drive;
-        let _alone =
-            (handles != Handles::Kept).then(|| drive.places[self.mount].alone(usize::from(object == "kept")));
+        let _alone = drive.places[self.mount].alone(usize::from(object == "kept"));
         let options = OpenOptions::new().read(true).write(true).clone();
         if self.random.random_bool(0.3) {
             let value = self.number();
@@ -298,7 +297,7 @@ impl<'a> Client<'a> {
 
     fn log(&mut self, object: &str) {
         let (drive, handles) = (self.drive, self.drive.handles);
-        let _alone = (handles != Handles::Kept).then(|| drive.places[self.mount].alone(2));
+        let _alone = drive.places[self.mount].alone(2);
         self.kept.retain(|name, _| name == object || !name.starts_with("log-"));
         let options = OpenOptions::new().read(true).append(true).create(true).clone();
         match self.random.random_range(0..6) {

@@ -33,7 +33,6 @@ fn files_that_are_closed_or_synced() {
 }
 
 #[test]
-#[ignore = "under contention some reads and sizes are older than they may be: docs/semantics.md, Histories"]
 fn descriptors_that_are_kept_open() {
     run(Handles::Kept);
 }
