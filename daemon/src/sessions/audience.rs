@@ -247,7 +247,9 @@ impl Audience {
         }
         let mut inner = self.inner();
         inner.locks.remove(&volume);
-        inner.delegations.remove(&volume);
+        if let Some(delegations) = inner.delegations.remove(&volume) {
+            delegations.clear();
+        }
     }
 
     /// Ends a user's sessions on a volume.

@@ -138,6 +138,12 @@ impl Delegations {
         self.inner().remove(ino);
     }
 
+    /// The volume is removed.
+    pub(super) fn clear(&self) {
+        *self.inner() = Inner::default();
+        self.changed();
+    }
+
     /// A session has ended.
     pub(super) fn release(&self, session: SessionId) {
         let mut inner = self.inner();

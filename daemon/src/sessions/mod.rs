@@ -91,7 +91,9 @@ impl Sessions {
             for (_, record) in page {
                 let volume = record.volume;
                 audience.locks(volume).expect(record.id);
-                audience.delegations(volume).expect(record.id);
+                if !record.read_only {
+                    audience.delegations(volume).expect(record.id);
+                }
                 let session = Session::recovered(record, lease, meta.run(), 1);
                 audience.add(volume, Arc::new(session));
             }

@@ -118,22 +118,31 @@ impl Session {
                 }
             })
         };
+        let mut left_out = self.suspended.overtake(ino);
         let mut pause = PAUSE.0;
+        let mut rest = drop(without(&ranges, &left_out));
         loop {
-            let left_out = self.suspended.overtake(ino);
             let unlocked = left_out.iter().filter(|pages| !pages.locked);
             let unlocked: Vec<JoinHandle<()>> = unlocked
                 .map(|pages| drop(vec![(pages.bytes.start, pages.bytes.end - pages.bytes.start)]))
                 .collect();
-            let rest = drop(without(&ranges, &left_out));
             if !unlocked.is_empty() {
                 // Those that are locked after all are dropped when their request has been answered.
                 let _locked = timeout(UNLOCKED, join_all(unlocked)).await;
             }
-            if finished(timeout(pause, rest).await) {
-                return;
+            loop {
+                if finished(timeout(pause, &mut rest).await) {
+                    return;
+                }
+                pause = (pause * 2).min(PAUSE.1);
+                let now = self.suspended.overtake(ino);
+                // A thread more only where it gets further.
+                if now != left_out {
+                    left_out = now;
+                    break;
+                }
             }
-            pause = (pause * 2).min(PAUSE.1);
+            rest = drop(without(&ranges, &left_out));
         }
     }
 }
