@@ -24,6 +24,8 @@ struct Inner {
     counts: BTreeMap<SessionId, usize>,
     /// Sessions of the run before that have not said yet what they have.
     unclaimed: BTreeSet<SessionId>,
+    /// Those that have not said so in time: others may have seen their files since.
+    late: BTreeSet<SessionId>,
 }
 
 impl Default for Delegations {
@@ -53,7 +55,10 @@ impl Delegations {
 
     /// Whoever has not claimed until now has none any more.
     pub(super) fn expect_no_more(&self) {
-        self.inner().unclaimed.clear();
+        let mut inner = self.inner();
+        let late = std::mem::take(&mut inner.unclaimed);
+        inner.late.extend(late);
+        drop(inner);
         self.changed();
     }
 
@@ -62,8 +67,8 @@ impl Delegations {
         self.inner().unclaimed.iter().any(|session| *session != author)
     }
 
-    /// A session of the run before says which files it has.
-    pub(super) fn claim(&self, session: SessionId, files: &[Ino]) {
+    /// A session says which files it has; one of the run before is believed. `false`: it says so too late, and has lost them.
+    pub(super) fn claim(&self, session: SessionId, files: &[Ino]) -> bool {
         let mut inner = self.inner();
         if inner.unclaimed.remove(&session) {
             for ino in files.iter().take(DELEGATIONS_MAX) {
@@ -72,8 +77,10 @@ impl Delegations {
                 }
             }
         }
+        let is_late = inner.late.remove(&session);
         drop(inner);
         self.changed();
+        !is_late || files.is_empty()
     }
 
     /// Which of some files are delegated to others than `author`, and to whom.
@@ -148,6 +155,7 @@ impl Delegations {
     pub(super) fn release(&self, session: SessionId) {
         let mut inner = self.inner();
         inner.unclaimed.remove(&session);
+        inner.late.remove(&session);
         if inner.counts.remove(&session).is_some() {
             inner.files.retain(|_, theirs| *theirs != session);
         }

@@ -52,6 +52,9 @@ const INODES: u64 = 4096;
 const CLIENT_MAX: usize = 256;
 /// Sessions of one user.
 const SESSIONS_MAX: usize = 64;
+/// How long files are kept from others after a start, so that mounts can say what was delegated to them. Those that live come back
+/// within a second.
+const CLAIM_MAX: Duration = Duration::from_secs(5);
 /// How many sessions are read at once when the daemon starts.
 const PAGE: usize = 1000;
 
@@ -174,7 +177,11 @@ impl Sessions {
         volume.orphans().hold(id, &resume.held);
         self.audience.check_ended(session.record().volume, id);
         let of = session.record().volume;
-        self.audience.delegations(of).claim(id, &resume.delegations);
+        if !self.audience.delegations(of).claim(id, &resume.delegations) {
+            log::warn!("session {id} says too late which files were delegated to it: fenced");
+            self.audience.end(&session);
+            return Err(Error::session_ended(format!("session {id}")));
+        }
         self.audience.free(of, &session);
         self.grant(&session, &volume).await
     }
@@ -549,7 +556,9 @@ async fn commit_batch(session: &Session, volume: &Arc<Volume>, batch: Batch) -> 
 async fn watch_over(sessions: std::sync::Weak<Sessions>, lease: Duration) {
     let recovered_until = tokio::time::Instant::now() + lease + lease / 4;
     let mut recovered = false;
-    let tick = (lease / 4).max(Duration::from_millis(10));
+    let claimed_until = tokio::time::Instant::now() + CLAIM_MAX.min(lease + lease / 4);
+    let mut claimed = false;
+    let tick = (lease / 4).clamp(Duration::from_millis(10), Duration::from_secs(1));
     loop {
         let Some(strong) = sessions.upgrade() else { return };
         let now = tokio::time::Instant::now();
@@ -561,12 +570,15 @@ async fn watch_over(sessions: std::sync::Weak<Sessions>, lease: Duration) {
             }
         }
         strong.clear_ended().await;
+        if !claimed && now >= claimed_until {
+            claimed = true;
+            for delegations in strong.audience.all_delegations() {
+                delegations.expect_no_more();
+            }
+        }
         if !recovered && now >= recovered_until {
             for locks in strong.audience.all_locks() {
                 locks.expect_no_more();
-            }
-            for delegations in strong.audience.all_delegations() {
-                delegations.expect_no_more();
             }
             match strong.volumes.settle_recovered().await {
                 Ok(()) => recovered = true,
