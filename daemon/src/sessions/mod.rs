@@ -540,13 +540,15 @@ async fn commit_batch(session: &Session, volume: &Arc<Volume>, batch: Batch) -> 
     if let Some(ino) = batch.delegates.iter().find(|ino| !created.contains(ino)) {
         return Err(Error::invalid(format!("inode {ino} is to be delegated and is not created")));
     }
+    // Others see the time of a read some seconds later anyway, so no reader waits for a mount that does not answer.
+    let quiet = batch.mutations.iter().all(|mutation| matches!(mutation, Mutation::Accessed { .. }));
     let change = Change {
         author: Some(session.id),
         sequence: Some(batch.sequence),
         mutations: Mutations::Fixed(batch.mutations),
         held: batch.held,
         delegates: batch.delegates,
-        quiet: false,
+        quiet,
     };
     volume.commit(change).await
 }
