@@ -58,6 +58,12 @@ impl Client {
         self.transport.value(Call::post(&path(&session, &["reads"])).compact().body(read)?).await
     }
 
+    /// The last event that there was for a session when it was last answered.
+    pub fn last_event(&self, session: SessionId) -> u64 {
+        let (of, number) = self.transport.last_event();
+        if of == session.0 { number } else { 0 }
+    }
+
     /// Gets inode numbers to give away.
     pub async fn inodes(&self, session: SessionId) -> Result<InodeRange> {
         self.transport.value(Call::post(&path(&session.to_string(), &["inodes"])).compact()).await

@@ -1,7 +1,7 @@
 //! Requests and answers: connections, logins, timeouts, problem bodies. The only file that names reqwest.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -17,6 +17,7 @@ use tokio::time::{Instant, timeout};
 use url::Url;
 
 use super::{ByteStream, Credentials};
+use crate::api::LAST_EVENT;
 use crate::api::problem::Problem;
 use crate::api::users::{Login, LoginReply};
 use crate::{Error, ErrorKind, Result, codec};
@@ -50,6 +51,8 @@ pub(super) struct Transport {
     credentials: Credentials,
     /// The last login. Held while logging in, so that many requests share one login.
     login: Mutex<LastLogin>,
+    /// The most that [`LAST_EVENT`] has said: the youngest session and its last event.
+    last_event: std::sync::Mutex<(u64, u64)>,
 }
 
 /// What came of the last login.
@@ -195,7 +198,8 @@ impl Transport {
             Error::invalid(format!("cannot make a client for {base}: {}", cause_of(&error)))
         })?;
         let url = spelled(&base);
-        Ok(Self { http, base, url, credentials, login: Mutex::new(LastLogin::None) })
+        let login = Mutex::new(LastLogin::None);
+        Ok(Self { http, base, url, credentials, login, last_event: std::sync::Mutex::default() })
     }
 
     /// The daemon's URL without a slash at its end.
@@ -317,7 +321,25 @@ impl Transport {
             request = request.header(CONTENT_TYPE, *media_type).body(data.clone());
         }
         let answer = request.send().await.map_err(|error| self.failure(error))?;
+        self.note_event(&answer);
         self.checked(answer).await
+    }
+
+    fn note_event(&self, answer: &Response) {
+        let said = answer.headers().get(LAST_EVENT).and_then(|value| {
+            let (session, number) = value.to_str().ok()?.split_once('.')?;
+            Some((session.parse().ok()?, number.parse().ok()?))
+        });
+        if let Some(said) = said {
+            let mut last = self.last_event.lock().unwrap_or_else(PoisonError::into_inner);
+            // Sessions are numbered in their order, and so are the events of each for all its life.
+            *last = said.max(*last);
+        }
+    }
+
+    /// The youngest session that was answered, and the last event that there was for it then.
+    pub(super) fn last_event(&self) -> (u64, u64) {
+        *self.last_event.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn request(&self, call: &Call, token: Option<&str>) -> Result<RequestBuilder> {

@@ -3,9 +3,11 @@
 use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::header::{CONTENT_RANGE, CONTENT_TYPE, RANGE};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
+use serde::Serialize;
+use tandemfs::api::LAST_EVENT;
 use tandemfs::api::fs::{
     Ack, Batch, BatchReply, DelegationReply, DelegationRequest, Event, InodeRange, OpenSession, Read,
     ReadReply, ResumeSession, SessionGrant,
@@ -41,6 +43,24 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(inodes))
         .routes(routes!(put_block, get_block))
         .merge(large)
+}
+
+/// Answers a session, and says what it was told before.
+fn answer<T: Serialize>(
+    app: &App,
+    session: u64,
+    accepts: Accepts,
+    reply: tandemfs::Result<T>,
+) -> Result<Response, Problem> {
+    let answer = reply.map_err(Problem::from).and_then(|reply| accepts.answer(&reply));
+    let mut answer = answer.unwrap_or_else(IntoResponse::into_response);
+    // Now, for it must count all that the reply shows.
+    if let Some(number) = app.sessions.last_event(SessionId(session))
+        && let Ok(value) = HeaderValue::try_from(format!("{session}.{number}"))
+    {
+        answer.headers_mut().insert(LAST_EVENT, value);
+    }
+    Ok(answer)
 }
 
 /// Open a session on a volume.
@@ -128,7 +148,8 @@ async fn batch(
     Path(session): Path<u64>,
     Wire(batch): Wire<Batch>,
 ) -> Result<Response, Problem> {
-    accepts.answer(&app.sessions.batch(&caller, SessionId(session), batch).await?)
+    let reply = app.sessions.batch(&caller, SessionId(session), batch).await;
+    answer(&app, session, accepts, reply)
 }
 
 /// Read records.
@@ -142,7 +163,8 @@ async fn read(
     Path(session): Path<u64>,
     Wire(read): Wire<Read>,
 ) -> Result<Response, Problem> {
-    accepts.answer(&app.sessions.read(&caller, SessionId(session), &read).await?)
+    let reply = app.sessions.read(&caller, SessionId(session), &read).await;
+    answer(&app, session, accepts, reply)
 }
 
 /// Take or return write delegations.
@@ -156,7 +178,8 @@ async fn delegation(
     Path(session): Path<u64>,
     Wire(request): Wire<DelegationRequest>,
 ) -> Result<Response, Problem> {
-    accepts.answer(&app.sessions.delegation(&caller, SessionId(session), &request).await?)
+    let reply = app.sessions.delegation(&caller, SessionId(session), &request).await;
+    answer(&app, session, accepts, reply)
 }
 
 /// Test, set, wait for, or release locks.

@@ -117,6 +117,12 @@ impl Sessions {
     }
 
     /// From now on sessions are told of a socket for short-circuit reads.
+    /// The last event that there is for a session, if that has not ended. Everything that has been answered so far shows no
+    /// more than what comes with it.
+    pub fn last_event(&self, id: SessionId) -> Option<u64> {
+        self.audience.get(id).map(|session| session.last())
+    }
+
     pub(crate) fn offer_short_circuit(&self, name: String) {
         // There is one in a daemon's life.
         let _second = self.short_circuit.set(name);

@@ -127,9 +127,18 @@ impl Volume {
                 }
                 Err(error) => Err(error),
             };
-            match self.in_the_way(change.author, set.loaded().iter()) {
-                None => return planned.map(|planned| (state, set, fixed.unwrap_or(planned))),
-                Some(in_the_way) => {
+            match (self.in_the_way(change.author, set.loaded().iter()), planned) {
+                (None, Ok(planned)) => return Ok((state, set, fixed.unwrap_or(planned))),
+                (None, Err(error)) if error.kind().is_retryable() => return Err(error),
+                (None, Err(error)) => {
+                    // A refusal shows what others have changed, as a read does.
+                    let moment = self.moment(&state);
+                    drop(state);
+                    if self.durable(moment).await {
+                        return Err(error);
+                    }
+                }
+                (Some(in_the_way), _) => {
                     drop(state);
                     self.recall(in_the_way).await;
                 }
@@ -272,9 +281,10 @@ impl Volume {
             self.forget_orphans(orphans.iter().chain(&unfinished)).await;
             return Err(error);
         }
-        self.made_durable(moment);
         let told = self.shared.audience.tell(self.id, author, reply.version, &keys, &orphans);
         self.note_held(&told);
+        // After that: whoever sees the change has been told of it first.
+        self.made_durable(moment);
         // A session may end while its last batch is under way.
         if let Some(author) = author {
             self.shared.audience.check_ended(self.id, author);
@@ -339,7 +349,6 @@ impl Volume {
                     wanted.extend([Key::Inode(*ino), Key::Inode(*from)]);
                 }
                 Mutation::SetAttributes { ino, .. }
-                | Mutation::Append { ino, .. }
                 | Mutation::PunchHole { ino, .. }
                 | Mutation::SetXattr { ino, .. }
                 | Mutation::RemoveXattr { ino, .. }
@@ -376,7 +385,6 @@ fn told(mutations: &[Mutation], records: &BTreeMap<Key, Option<Record>>) -> Vec<
         .iter()
         .filter_map(|mutation| match mutation {
             Mutation::Write { ino, .. }
-            | Mutation::Append { ino, .. }
             | Mutation::PunchHole { ino, .. }
             | Mutation::CloneRange { ino, .. }
             | Mutation::SetAttributes { ino, .. } => Some(*ino),

@@ -38,8 +38,14 @@ impl Volume {
             let mut state = self.lock_live().await?;
             let key = Key::Inode(ino);
             let record = self.record(&state, &key).await?;
+            // What is there now is to be known to the session before it builds on it.
+            let moment = self.moment(&state);
             if file_of(&key, record.as_ref()).is_none() {
-                return Err(Error::not_found(format!("file {ino}")));
+                drop(state);
+                if self.durable(moment).await {
+                    return Err(Error::not_found(format!("file {ino}")));
+                }
+                continue;
             }
             if let Some(in_the_way) = self.in_the_way(Some(to), std::iter::once((&key, &record))) {
                 drop(state);
@@ -59,6 +65,8 @@ impl Volume {
             let told = self.shared.audience.tell_delegated(self.id, to, version, ino);
             self.note_held(&told);
             told.acknowledged().await;
+            // If it never becomes durable, nobody has been told of it either.
+            let _known = self.durable(moment).await;
             return Ok(());
         }
         Err(busy())

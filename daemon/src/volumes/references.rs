@@ -17,9 +17,7 @@ impl Volume {
     pub(super) async fn check_blocks(&self, mutations: &[Mutation]) -> Result<()> {
         let mut ends: BTreeMap<BlockId, u64> = BTreeMap::new();
         for mutation in mutations {
-            let (Mutation::Write { extents, .. } | Mutation::Append { extents, .. }) = mutation else {
-                continue;
-            };
+            let Mutation::Write { extents, .. } = mutation else { continue };
             for extent in extents {
                 let end = u64::from(extent.block_offset)
                     .checked_add(extent.length)

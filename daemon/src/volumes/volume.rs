@@ -1,7 +1,7 @@
 //! One volume: its lock, what is pending, and how far its changes are on stable storage.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, PoisonError};
 use tandemfs::clock::{Clock, Time};
 use tandemfs::id::{BlockId, Ino, VolumeId, VolumeKey};
 use tandemfs::tree::{Key, Record};
@@ -47,6 +47,8 @@ pub(crate) struct Volume {
     pub(crate) orphans: Arc<Orphans>,
     state: Mutex<State>,
     progress: watch::Sender<Progress>,
+    /// Positions that are so far, while one before them is not. Locked before the progress is changed.
+    ahead: std::sync::Mutex<BTreeSet<u64>>,
 }
 
 /// What is changed under the volume's lock.
@@ -85,7 +87,7 @@ struct Submission {
     blocks: Vec<BlockId>,
 }
 
-/// How far the submissions are on stable storage, for those who wait.
+/// How far the submissions are on stable storage, and the sessions have been told of them, for those who wait.
 #[derive(Clone, Copy, Debug, Default)]
 struct Progress {
     durable: u64,
@@ -119,6 +121,7 @@ impl Volume {
             orphans,
             state: Mutex::new(state),
             progress: watch::Sender::new(Progress::default()),
+            ahead: std::sync::Mutex::default(),
         }
     }
 
@@ -133,6 +136,8 @@ impl Volume {
             state.reset(generation);
             // What failed is nothing to wait for any more.
             let durable = state.position;
+            let mut ahead = self.ahead();
+            ahead.clear();
             self.progress
                 .send_modify(|progress| *progress = Progress { durable, resets: progress.resets + 1 });
         }
@@ -156,15 +161,24 @@ impl Volume {
         Moment { position: state.position, resets: self.progress.get().resets }
     }
 
-    /// Notes that a submission, and with it all before, is on stable storage.
+    /// Notes that a submission is on stable storage and that the sessions have been told of it. It counts when that is so of all before.
     pub(super) fn made_durable(&self, moment: Moment) {
+        let mut ahead = self.ahead();
         self.progress.send_if_modified(|progress| {
-            let further = progress.resets == moment.resets && progress.durable < moment.position;
-            if further {
-                progress.durable = moment.position;
+            if progress.resets != moment.resets || progress.durable >= moment.position {
+                return false;
             }
-            further
+            ahead.insert(moment.position);
+            let before = progress.durable;
+            while ahead.remove(&(progress.durable + 1)) {
+                progress.durable += 1;
+            }
+            progress.durable > before
         });
+    }
+
+    fn ahead(&self) -> std::sync::MutexGuard<'_, BTreeSet<u64>> {
+        self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until a moment is on stable storage; `false` if it never will be, because a commit before it failed.

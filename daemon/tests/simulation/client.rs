@@ -44,6 +44,8 @@ pub struct State {
     /// In which run of the daemon it was sent first: versions of different runs cannot be compared.
     pending_since: u64,
     pub cache: Cache,
+    /// The newest state that it was shown: in which session, of which version, and the last event by then.
+    pub shown: Option<(SessionId, u64, u64)>,
     /// Files that it holds open, with what is in those that nobody can change any more.
     pub held: BTreeMap<Ino, Option<Arc<Vec<u8>>>>,
     /// Does nothing, and answers no event, until then.
@@ -87,6 +89,7 @@ impl Client {
             pending: None,
             pending_since: 0,
             cache: Cache::default(),
+            shown: None,
             held: BTreeMap::new(),
             stalled: None,
             lease_left: None,
@@ -295,8 +298,20 @@ impl Mount {
         let request = self.client.state().cache.begin();
         let called = self.answer(session, "read", self.parts.read(session.id, Read { wants })).await;
         let mut state = self.client.state();
+        let (called, last) = match called {
+            Called::Answered((reply, last)) => (Called::Answered(reply), last),
+            Called::Refused(error) => (Called::Refused(error), None),
+            Called::Ended => (Called::Ended, None),
+            Called::InDoubt => (Called::InDoubt, None),
+        };
         match &called {
             Called::Answered(reply) => {
+                let version = stamp(session, reply.version);
+                if let Some(last) = last
+                    && state.shown.is_none_or(|(_, shown, _)| shown <= version)
+                {
+                    state.shown = Some((session.id, version, last));
+                }
                 let records: Vec<_> =
                     reply.answers.iter().flat_map(|answer| answer.records.iter().cloned()).collect();
                 state.cache.finish(request, stamp(session, reply.version), &records);

@@ -90,8 +90,10 @@ impl Parts {
         self.sessions.batch(&self.caller, session, batch).await
     }
 
-    pub async fn read(&self, session: SessionId, read: Read) -> Result<ReadReply> {
-        self.sessions.read(&self.caller, session, &read).await
+    /// Answers also which event was the last one by then.
+    pub async fn read(&self, session: SessionId, read: Read) -> Result<(ReadReply, Option<u64>)> {
+        let reply = self.sessions.read(&self.caller, session, &read).await?;
+        Ok((reply, self.sessions.last_event(session)))
     }
 
     pub async fn inodes(&self, session: SessionId) -> Result<InodeRange> {

@@ -6,8 +6,8 @@ use tandemfs::api::fs::{Ack, Event};
 use tandemfs::id::{Ino, SessionId};
 use tokio::time::Instant;
 
-use crate::client::{Called, Mount};
-use crate::trace::note;
+use crate::client::{Called, Mount, stamp};
+use crate::trace::{note, violate};
 
 /// Listens as long as the session is the client's own.
 pub async fn listen(mount: Mount, session: SessionId) {
@@ -48,7 +48,7 @@ async fn follow(mount: &Mount, session: SessionId, events: crate::daemon::Events
         if slow > 1 {
             tokio::time::sleep(Duration::from_millis(slow)).await;
         }
-        let (number, held) = carry_out(mount, &event);
+        let (number, held) = carry_out(mount, session, &event);
         acknowledge(mount, session, number, held).await;
     }
 }
@@ -62,10 +62,23 @@ async fn stall(mount: &Mount) {
 }
 
 /// Drops what an event names. Returns its number, and which of the orphans the client holds open.
-fn carry_out(mount: &Mount, event: &Event) -> (u64, Vec<Ino>) {
+fn carry_out(mount: &Mount, of: SessionId, event: &Event) -> (u64, Vec<Ino>) {
     let mut state = mount.client.state();
     match event {
-        Event::Changed { number, keys, orphans, .. } => {
+        Event::Changed { number, version, keys, orphans } => {
+            // Who is shown a change has been told of it before, or sees a part of it in the cache.
+            if let (Some((shown_to, shown, last)), Some(session)) = (state.shown, &state.session)
+                && of == session.id
+                && of == shown_to
+                && last < *number
+                && stamp(session, *version) <= shown
+            {
+                violate!(
+                    mount.world.trace,
+                    "client {} was shown version {version} before event {number}, which tells of it",
+                    mount.client.number
+                );
+            }
             state.cache.drop_keys(keys);
             (*number, orphans.iter().copied().filter(|ino| state.held.contains_key(ino)).collect())
         }
