@@ -48,6 +48,10 @@ impl Remote for Client {
         self.read(session, read).await
     }
 
+    fn last_event(&self, session: SessionId) -> u64 {
+        self.last_event(session)
+    }
+
     async fn inodes(&self, session: SessionId) -> Result<InodeRange> {
         self.inodes(session).await
     }

@@ -78,9 +78,6 @@ fn run(set: &mut WorkingSet, mutation: &Mutation) -> Outcome<()> {
         Mutation::Write { ino, extents, size, clear_privileges, time } => {
             write::write(set, extents, *size, write::Changing::new(*ino, *clear_privileges, *time))
         }
-        Mutation::Append { ino, extents, clear_privileges, time } => {
-            write::append(set, extents, write::Changing::new(*ino, *clear_privileges, *time))
-        }
         Mutation::PunchHole { ino, offset, length, size, clear_privileges, time } => {
             let (range, changing) =
                 ((*offset, *length), write::Changing::new(*ino, *clear_privileges, *time));
@@ -109,7 +106,6 @@ fn time_of(mutation: &Mutation) -> Option<Time> {
         | Mutation::Rename { time, .. }
         | Mutation::SetAttributes { time, .. }
         | Mutation::Write { time, .. }
-        | Mutation::Append { time, .. }
         | Mutation::PunchHole { time, .. }
         | Mutation::CloneRange { time, .. }
         | Mutation::SetXattr { time, .. }

@@ -189,17 +189,6 @@ pub enum Mutation {
         /// When.
         time: Time,
     },
-    /// Data that goes to the end of a regular file, wherever that is by now (O_APPEND), and that has reached the nodes.
-    Append {
-        /// The file.
-        ino: Ino,
-        /// What was written, without gaps: offsets count from the file's end.
-        extents: Vec<WrittenExtent>,
-        /// Set-uid and set-gid are cleared.
-        clear_privileges: bool,
-        /// When.
-        time: Time,
-    },
     /// fallocate(2): makes a hole of a range of a regular file, and makes the file longer.
     PunchHole {
         /// The file.

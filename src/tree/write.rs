@@ -75,21 +75,6 @@ pub(super) fn write(
     Ok(())
 }
 
-/// Maps what was written behind the end of the file, wherever that is (open(2), O_APPEND): the one who asks need not
-/// know what others have appended meanwhile.
-///
-/// # Errors
-/// As [`write`].
-pub(super) fn append(set: &mut WorkingSet, extents: &[WrittenExtent], changing: Changing) -> Outcome<()> {
-    let end = set.inode(changing.ino).and_then(require_file)?.size;
-    let placed: Option<Vec<WrittenExtent>> = extents
-        .iter()
-        .map(|extent| Some(WrittenExtent { offset: extent.offset.checked_add(end)?, ..*extent }))
-        .collect();
-    let placed = placed.ok_or_else(|| Error::too_large(format!("an append at {end} bytes")))?;
-    write(set, &placed, 0, changing)
-}
-
 /// Makes a hole of a range as far as it lies in the file, and makes the file at least `size` long: what the modes of
 /// fallocate(2) come to where space is promised by a quota alone.
 ///

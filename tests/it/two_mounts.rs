@@ -129,3 +129,41 @@ fn what_was_written_through_an_open_handle_is_seen_at_once() {
     one.unmount();
     two.unmount();
 }
+
+/// The kernel cuts a write in two where it has not cached a page, and whatever else is true of its size of the file.
+#[test]
+fn records_that_are_appended_from_two_mounts_stay_whole() {
+    const RECORDS: usize = 200;
+    // Some lie within a page, some across pages, some across chunks.
+    let record = |mount: u8, number: usize| {
+        let length = [100, 5000, 100_000][number % 3] + number;
+        let mut record = [b'a' + mount].repeat(length);
+        record.extend(format!("{number:04}\n").bytes());
+        record
+    };
+    let cluster = Cluster::start();
+    let mounts = [cluster.mount("one"), cluster.mount("two")];
+    std::thread::scope(|scope| {
+        for (number, mount) in (0..).zip(&mounts) {
+            scope.spawn(move || {
+                let log = fs::OpenOptions::new().append(true).create(true).open(mount.path().join("log"));
+                for at in 0..RECORDS {
+                    std::io::Write::write_all(&mut log.as_ref().unwrap(), &record(number, at)).unwrap();
+                }
+            });
+        }
+    });
+    for mount in &mounts {
+        let mut next = [0; 2];
+        for line in fs::read(mount.path().join("log")).unwrap().split_inclusive(|byte| *byte == b'\n') {
+            let from = line[0] - b'a';
+            let number = &mut next[usize::from(from)];
+            assert!(line == record(from, *number), "record {number} of mount {from} is torn or lost");
+            *number += 1;
+        }
+        assert_eq!(next, [RECORDS; 2]);
+    }
+    let [one, two] = mounts;
+    one.unmount();
+    two.unmount();
+}

@@ -22,6 +22,7 @@ use super::convert::{
 };
 use super::{Adapter, NOW, signals};
 use crate::fs::data::How;
+use crate::fs::files::is_direct;
 use crate::fs::names::Mode;
 use crate::fs::space::UNIT;
 use crate::fs::{Set, Stat};
@@ -45,6 +46,7 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_POSIX_ACL,
             InitFlags::FUSE_DONT_MASK,
             InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
             InitFlags::FUSE_EXPLICIT_INVAL_DATA,
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_READDIRPLUS_AUTO,
@@ -183,7 +185,7 @@ impl Filesystem for Adapter {
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let ((fs, ino), by) = (self.on(ino), credentials(request));
         let flags = flags.0;
-        self.opened(reply, FopenFlags::FOPEN_KEEP_CACHE, async move { fs.open_file(by, ino, flags).await });
+        self.opened(reply, opened_with(flags), async move { fs.open_file(by, ino, flags).await });
     }
 
     fn create(
@@ -204,7 +206,7 @@ impl Filesystem for Adapter {
                     let stat = fs.tell(stat);
                     let names = if stat.keep { names } else { NOW };
                     let (attributes, handle) = (numbers.attributes(&stat), FileHandle(handle));
-                    reply.created(&names, &attributes, Generation(0), handle, FopenFlags::FOPEN_KEEP_CACHE);
+                    reply.created(&names, &attributes, Generation(0), handle, opened_with(flags));
                 }
                 Err(error) => reply.error(errno(&error)),
             }
@@ -234,15 +236,17 @@ impl Filesystem for Adapter {
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         let (fs, ino) = self.on(ino);
+        let from_cache = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let how = How {
-            from_cache: write_flags.contains(WriteFlags::FUSE_WRITE_CACHE),
+            from_cache,
             clear_privileges: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
-            append: false,
+            // What the descriptor says now: fcntl(2) may have changed it.
+            append: !from_cache && flags.0 & libc::O_APPEND != 0,
         };
         let _runtime = self.runtime.enter();
         match fs.write_at_once(handle.0, offset, data, how) {
@@ -574,4 +578,9 @@ impl Filesystem for Adapter {
         // Never: a regular file is always ready, which the kernel knows when it is told so once.
         reply.error(Errno::ENOSYS);
     }
+}
+
+/// How the kernel is to treat a descriptor that was opened with these flags of open(2).
+fn opened_with(flags: i32) -> FopenFlags {
+    if is_direct(flags) { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::FOPEN_KEEP_CACHE }
 }

@@ -43,7 +43,7 @@ pub struct How {
     pub from_cache: bool,
     /// Set-uid and set-gid are to be cleared.
     pub clear_privileges: bool,
-    /// It goes to the end of the file, also if somebody else has written there when it gets there.
+    /// It goes to the end of the file, wherever the kernel thinks that is.
     pub append: bool,
 }
 
@@ -87,8 +87,6 @@ struct State {
     only: Option<SessionId>,
     /// Of the first that is dirty: what it builds on.
     base: Option<Base>,
-    /// All that is dirty is one run of appended bytes: where it lies now is where the file ended when it began.
-    appended: bool,
     failures: u64,
     failure: Option<Error>,
 }
@@ -119,10 +117,6 @@ struct Staged {
 }
 
 impl Staged {
-    fn start(&self) -> u64 {
-        self.chunk * CHUNK_SIZE + self.parts.first().map_or(0, |part| u64::from(part.start))
-    }
-
     fn end(&self) -> u64 {
         self.chunk * CHUNK_SIZE + self.parts.last().map_or(0, |part| u64::from(part.start + part.length))
     }
@@ -140,17 +134,8 @@ impl State {
         self.staged.iter().map(Staged::end).fold(buffered, u64::max)
     }
 
-    /// Where the first byte that is not part of the file yet lies.
-    fn start(&self) -> u64 {
-        let buffers = self.buffers.first_key_value();
-        let buffered =
-            buffers.map_or(u64::MAX, |(chunk, dirty)| chunk * CHUNK_SIZE + u64::from(dirty.buffer.start()));
-        self.staged.iter().map(Staged::start).fold(buffered, u64::min)
-    }
-
     fn settle(&mut self) {
         if !self.is_dirty() {
-            self.appended = false;
             self.since = None;
             self.time = None;
             self.clear_privileges = false;
@@ -204,13 +189,6 @@ impl FileData {
     pub fn dirty(&self) -> Option<Unsent> {
         let state = self.lock();
         state.is_dirty().then(|| Unsent { end: state.end(), time: state.time })
-    }
-
-    /// Whether all that is dirty was appended, and where it begins. When the file is longer than that, somebody else has
-    /// appended to it, and what is dirty goes behind that.
-    pub fn appended_at(&self) -> Option<u64> {
-        let state = self.lock();
-        (state.appended && state.is_dirty()).then(|| state.start())
     }
 
     /// Where the dirty data ends; 0 without any.
@@ -298,38 +276,32 @@ impl Data {
         self.files().get(&ino).cloned()
     }
 
-    /// Writes, once the file is delegated to this session. When the kernel writes back pages, which it bounds itself, this waits neither
-    /// for that nor for memory: it may be doing so in answer to an invalidation, and that must not wait for another mount. What is
-    /// not delegated is then sent at once.
+    /// Writes to a file that the caller has delegated to this session. Answers whether that was so to the end; nothing is written
+    /// otherwise. When the kernel writes back pages, which it bounds itself, this waits neither for that nor for memory: it may
+    /// be doing so in answer to an invalidation, and that must not wait for another mount. What is not delegated is then sent at once.
     ///
     /// # Errors
-    /// `TooLarge`; `Stale` for a file that is gone; those of the daemon.
+    /// `TooLarge`.
     pub async fn write(
         self: &Arc<Self>,
         file: &Arc<FileData>,
         offset: u64,
-        mut data: &[u8],
+        data: &[u8],
         how: How,
-    ) -> Result<()> {
-        // An append that is cut in two must not be sent by halves: somebody else's could get between them.
-        let is_cut = offset % CHUNK_SIZE + data.len() as u64 > CHUNK_SIZE;
-        let _order = if how.append && is_cut { Some(file.commit.lock().await) } else { None };
+    ) -> Result<bool> {
         check_end(offset, data.len())?;
-        let mut at = offset;
-        while !data.is_empty() {
-            let (now, later) = data.split_at(data.len().min((CHUNK_SIZE - at % CHUNK_SIZE) as usize));
-            let _in_use = if how.from_cache { None } else { self.session.delegated(file.ino).await? };
-            let permit = self.room(now.len() as u32, !how.from_cache).await;
-            if self.lay(file, at, now, permit, how) {
-                at += now.len() as u64;
-                data = later;
-            }
+        if data.is_empty() {
+            return Ok(true);
+        }
+        let permit = self.room(data.len() as u32, !how.from_cache).await;
+        if !self.lay(file, offset, data, permit, how) {
+            return Ok(false);
         }
         if how.from_cache && self.session.delegations.session_of(file.ino).is_none() {
             tokio::spawn(Arc::clone(self).commit_at_once(Arc::clone(file)));
         }
         self.return_superfluous();
-        Ok(())
+        Ok(true)
     }
 
     async fn commit_at_once(self: Arc<Self>, file: Arc<FileData>) {
@@ -338,7 +310,7 @@ impl Data {
         }
     }
 
-    /// Writes what is no append, if the file is delegated to this session and there is memory for all of it. Answers whether that was so.
+    /// Writes, if the file is delegated to this session and there is memory for all of it. Answers whether that was so.
     ///
     /// # Errors
     /// `TooLarge`.
@@ -346,41 +318,31 @@ impl Data {
         self: &Arc<Self>,
         file: &Arc<FileData>,
         offset: u64,
-        mut data: &[u8],
+        data: &[u8],
         how: How,
     ) -> Result<bool> {
         check_end(offset, data.len())?;
-        if self.session.delegations.session_of(file.ino).is_none() {
+        if data.is_empty() || self.session.delegations.session_of(file.ino).is_none() {
             return Ok(false);
         }
-        let Ok(mut permit) = Arc::clone(&self.memory).try_acquire_many_owned(data.len() as u32) else {
-            return Ok(false);
-        };
-        let mut at = offset;
-        while !data.is_empty() {
-            let (now, later) = data.split_at(data.len().min((CHUNK_SIZE - at % CHUNK_SIZE) as usize));
-            if !self.lay(file, at, now, permit.split(now.len()), how) {
-                // What is laid already is laid again.
-                return Ok(false);
-            }
-            at += now.len() as u64;
-            data = later;
+        match Arc::clone(&self.memory).try_acquire_many_owned(data.len() as u32) {
+            Ok(permit) => Ok(self.lay(file, offset, data, Some(permit), how)),
+            Err(_) => Ok(false),
         }
-        Ok(true)
     }
 
-    /// Lays bytes that end within their chunk over what is there, unless the file is not delegated. Answers whether it has.
+    /// Lays bytes over what is there, unless the file is not delegated. Answers whether it has.
     fn lay(
         self: &Arc<Self>,
         file: &Arc<FileData>,
-        at: u64,
-        data: &[u8],
-        permit: Option<OwnedSemaphorePermit>,
+        mut at: u64,
+        mut data: &[u8],
+        mut permit: Option<OwnedSemaphorePermit>,
         how: How,
     ) -> bool {
         let locked_by = self.session.locks.session_of(file.ino);
-        let (chunk, start) = (at / CHUNK_SIZE, (at % CHUNK_SIZE) as u32);
-        let full = {
+        let mut full = Vec::new();
+        {
             let mut state = file.lock();
             // Under the lock: who strikes the delegation off takes it afterwards, and finds all that was laid.
             let delegated_to = self.session.delegations.session_of(file.ino);
@@ -390,25 +352,31 @@ impl Data {
             if let (None, Some(session)) = (state.base, delegated_to) {
                 state.base = Some(Base { session, content: self.session.content(file.ino) });
             }
-            state.appended = how.append && (state.appended || !state.is_dirty());
             state.time = Some(self.clock.now());
             state.since.get_or_insert_with(Instant::now);
             state.clear_privileges |= how.clear_privileges;
             state.only = state.only.or(locked_by);
-            let dirty = state.buffers.entry(chunk).or_default();
-            let before = dirty.buffer.bytes();
-            dirty.buffer.write(start, data);
-            let grown = dirty.buffer.bytes() - before;
-            if let Some(mut permit) = permit {
-                drop(permit.split(permit.num_permits().saturating_sub(grown)));
-                match &mut dirty.permit {
-                    Some(held) => held.merge(permit),
-                    none => *none = Some(permit),
+            while !data.is_empty() {
+                let (chunk, start) = (at / CHUNK_SIZE, (at % CHUNK_SIZE) as u32);
+                let (now, later) = data.split_at(data.len().min((CHUNK_SIZE - u64::from(start)) as usize));
+                let dirty = state.buffers.entry(chunk).or_default();
+                let before = dirty.buffer.bytes();
+                dirty.buffer.write(start, now);
+                // What is written over needs no more memory; what is left of the permit is given back in the end.
+                let grown = dirty.buffer.bytes() - before;
+                if let Some(permit) = permit.as_mut().and_then(|permit| permit.split(grown)) {
+                    match &mut dirty.permit {
+                        Some(held) => held.merge(permit),
+                        none => *none = Some(permit),
+                    }
                 }
+                if dirty.buffer.bytes() == CHUNK_SIZE as usize {
+                    full.push(chunk);
+                }
+                (at, data) = (at + now.len() as u64, later);
             }
-            dirty.buffer.bytes() == CHUNK_SIZE as usize
-        };
-        if full {
+        }
+        for chunk in full {
             self.seal(file, Some(chunk));
         }
         true
@@ -499,7 +467,7 @@ impl Data {
     }
 
     /// Makes what was written part of the file, then applies another mutation, in the same batch where that is
-    /// possible. Without `all`, only what has been uploaded already, unless it was appended: that stays in one piece.
+    /// possible. Without `all`, only what has been uploaded already.
     ///
     /// # Errors
     /// Those of the commit. Failures are remembered for the file's handles as well.
@@ -510,14 +478,13 @@ impl Data {
         then: Option<Mutation>,
     ) -> Result<Option<BatchReply>> {
         let _order = file.commit.lock().await;
-        let all = all || file.lock().appended;
         if all {
             self.seal(file, None);
             self.uploads_done(file).await;
         }
         let mut then = then;
         let only = file.lock().only.or(self.session.locks.session_of(file.ino));
-        while let Some(Next { count, write, end, last }) = next_write(file) {
+        while let Some(Next { count, write, last }) = next_write(file) {
             let session = self.check_base(file).await?;
             let in_session = only.or(session);
             let mut mutations = vec![write.clone()];
@@ -525,7 +492,6 @@ impl Data {
                 mutations.push(then.clone());
             }
             let both = mutations.len() > 1;
-            let appends = matches!(write, Mutation::Append { .. });
             let mut result = self.session.commit_in(in_session, mutations, None).await;
             let mut alone = false;
             if both && result.as_ref().is_err_and(|error| !error.kind().is_retryable()) {
@@ -547,10 +513,6 @@ impl Data {
                     }
                     state.settle();
                     drop(state);
-                    if appends && written(&reply, file.ino).is_some_and(|inode| inode.size != end) {
-                        // It landed behind what others have appended, not where the kernel has its pages.
-                        self.session.drop_pages(file.ino);
-                    }
                     if both && !alone {
                         return Ok(Some(reply));
                     }
@@ -633,14 +595,19 @@ impl Data {
         }
     }
 
-    /// Throws away what was written and is not part of the file yet.
-    pub async fn discard(&self, file: &FileData) {
+    /// Throws away what was written to a file and is not part of it yet.
+    pub async fn discard(&self, ino: Ino) {
+        let Some(file) = self.get(ino) else { return };
         let _order = file.commit.lock().await;
+        let mut files = self.files();
         let mut state = file.lock();
         state.buffers.clear();
         state.staged.clear();
         state.settle();
-        drop(state);
+        if state.users == 0 {
+            files.remove(&ino);
+        }
+        drop((state, files));
         file.uploaded.notify_waiters();
     }
 
@@ -695,8 +662,6 @@ struct Next {
     count: usize,
     /// The mutation that does it.
     write: Mutation,
-    /// Where it ends in the file.
-    end: u64,
     /// Nothing is staged behind it.
     last: bool,
 }
@@ -720,15 +685,10 @@ fn next_write(file: &FileData) -> Option<Next> {
         end = staged.end().max(end);
         count += 1;
     }
-    let start = extents.first()?.offset;
-    let (ino, clear_privileges, time) = (file.ino, state.clear_privileges, state.time.unwrap_or_default());
-    let write = if state.appended {
-        for extent in &mut extents {
-            extent.offset -= start;
-        }
-        Mutation::Append { ino, extents, clear_privileges, time }
-    } else {
-        Mutation::Write { ino, extents, size: end, clear_privileges, time }
-    };
-    Some(Next { count, write, end, last: count == state.staged.len() })
+    if extents.is_empty() {
+        return None;
+    }
+    let (clear_privileges, time) = (state.clear_privileges, state.time.unwrap_or_default());
+    let write = Mutation::Write { ino: file.ino, extents, size: end, clear_privileges, time };
+    Some(Next { count, write, last: count == state.staged.len() })
 }

@@ -40,18 +40,18 @@ struct Inner {
     /// Not known while the session is being resumed.
     run: Option<u64>,
     files: BTreeMap<Ino, State>,
+    /// Of the last time that one was asked for.
+    number: u64,
     /// Some are being returned because there are too many.
     reducing: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// The daemon is being asked.
-    Asked,
-    /// It was given, and is not returned before the write that has asked for it is done.
-    InUse,
-    /// It may be returned.
-    Idle,
+    /// The daemon is being asked, for the time with this number.
+    Asked(u64),
+    /// It was given. It is returned when it has no users, and has no more users once somebody waits for that.
+    Held { number: u64, users: usize, wanted: bool },
     /// It is being returned. It is asked for again only after that, for the daemon could not tell the one from the other.
     Returning,
 }
@@ -60,17 +60,33 @@ enum State {
 pub(super) struct InUse<'a> {
     delegations: &'a Delegations,
     ino: Ino,
+    number: u64,
 }
 
 impl Drop for InUse<'_> {
     fn drop(&mut self) {
         let mut inner = self.delegations.inner();
         match inner.files.get_mut(&self.ino) {
-            Some(state @ State::InUse) => *state = State::Idle,
-            Some(State::Asked) => drop(inner.files.remove(&self.ino)),
+            Some(State::Held { number, users, .. }) if *number == self.number => *users -= 1,
+            Some(State::Asked(number)) if *number == self.number => drop(inner.files.remove(&self.ino)),
             _ => return,
         }
         drop(inner);
+        self.delegations.changed.notify_waiters();
+    }
+}
+
+/// Somebody waits for a delegation to have no users.
+struct Wanted<'a> {
+    delegations: &'a Delegations,
+    ino: Ino,
+}
+
+impl Drop for Wanted<'_> {
+    fn drop(&mut self) {
+        if let Some(State::Held { wanted, .. }) = self.delegations.inner().files.get_mut(&self.ino) {
+            *wanted = false;
+        }
         self.delegations.changed.notify_waiters();
     }
 }
@@ -85,15 +101,20 @@ pub(super) struct Created<'a> {
 impl Created<'_> {
     /// It was created. It counts as delegated if the session and the run are still those of the batch's first try.
     pub(super) fn given(&self) {
-        self.asked.delegations.given(self.asked.ino, self.session, self.run);
+        self.asked.delegations.given(&self.asked, self.session, self.run);
     }
 }
 
 impl Delegations {
     /// None yet.
     pub(super) fn new(grant: &SessionGrant) -> Self {
-        let inner =
-            Inner { session: grant.session, run: Some(grant.run), files: BTreeMap::new(), reducing: false };
+        let inner = Inner {
+            session: grant.session,
+            run: Some(grant.run),
+            files: BTreeMap::new(),
+            number: 0,
+            reducing: false,
+        };
         Self { inner: Mutex::new(inner), changed: Notify::new() }
     }
 
@@ -104,7 +125,7 @@ impl Delegations {
     /// The session to which a file is delegated.
     pub(super) fn session_of(&self, ino: Ino) -> Option<SessionId> {
         let inner = self.inner();
-        let is_delegated = matches!(inner.files.get(&ino), Some(State::InUse | State::Idle));
+        let is_delegated = matches!(inner.files.get(&ino), Some(State::Held { .. }));
         is_delegated.then_some(inner.session)
     }
 
@@ -114,8 +135,21 @@ impl Delegations {
         if inner.files.contains_key(&ino) {
             return None;
         }
-        inner.files.insert(ino, State::Asked);
-        Some(InUse { delegations: self, ino })
+        inner.number += 1;
+        let number = inner.number;
+        inner.files.insert(ino, State::Asked(number));
+        Some(InUse { delegations: self, ino, number })
+    }
+
+    /// Uses a file that is delegated, if nobody waits for its return.
+    fn use_held(&self, ino: Ino) -> Option<InUse<'_>> {
+        match self.inner().files.get_mut(&ino) {
+            Some(State::Held { number, users, wanted: false }) => {
+                *users += 1;
+                Some(InUse { delegations: self, ino, number: *number })
+            }
+            _ => None,
+        }
     }
 
     /// A file will be delegated with the batch that creates it, which is sent in a session and a run of the daemon.
@@ -124,29 +158,36 @@ impl Delegations {
     }
 
     /// A file was given by a session, in a run of the daemon. Answers whether both count still.
-    fn given(&self, ino: Ino, session: SessionId, run: u64) -> bool {
+    fn given(&self, asked: &InUse<'_>, session: SessionId, run: u64) -> bool {
         let mut inner = self.inner();
         let counts = (session, Some(run)) == (inner.session, inner.run);
         if counts {
-            inner.files.insert(ino, State::InUse);
+            let held = State::Held { number: asked.number, users: 1, wanted: false };
+            inner.files.insert(asked.ino, held);
         }
         counts
     }
 
     /// Strikes a file off once it is neither being asked for nor in use; it is to be returned. `false` says that it is being returned already.
     async fn begin_return(&self, ino: Ino) -> bool {
+        // Dropped without the lock.
+        let mut waits = None;
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
             changed.as_mut().enable();
             {
                 let mut inner = self.inner();
-                match inner.files.get(&ino) {
-                    None | Some(State::Idle) => {
+                match inner.files.get_mut(&ino) {
+                    None | Some(State::Held { users: 0, .. }) => {
                         inner.files.insert(ino, State::Returning);
                         return true;
                     }
                     Some(State::Returning) => return false,
-                    Some(State::Asked | State::InUse) => (),
+                    Some(State::Held { wanted, .. }) => {
+                        *wanted = true;
+                        waits.get_or_insert_with(|| Wanted { delegations: self, ino });
+                    }
+                    Some(State::Asked(_)) => (),
                 }
             }
             changed.await;
@@ -168,7 +209,7 @@ impl Delegations {
     /// A file is gone, and with it its delegation.
     pub(super) fn gone(&self, ino: Ino) {
         let mut inner = self.inner();
-        if inner.files.get(&ino) == Some(&State::Idle) {
+        if matches!(inner.files.get(&ino), Some(State::Held { users: 0, .. })) {
             inner.files.remove(&ino);
         }
     }
@@ -177,7 +218,8 @@ impl Delegations {
     pub(super) fn to_claim(&self) -> Vec<Ino> {
         let mut inner = self.inner();
         inner.run = None;
-        inner.files.iter().filter(|(_, state)| **state != State::Asked).map(|(ino, _)| *ino).collect()
+        let is_claimed = |state: &State| !matches!(state, State::Asked(_));
+        inner.files.iter().filter(|(_, state)| is_claimed(state)).map(|(ino, _)| *ino).collect()
     }
 
     /// The session was resumed.
@@ -189,7 +231,7 @@ impl Delegations {
     pub(super) fn lose(&self, grant: &SessionGrant) {
         let mut inner = self.inner();
         (inner.session, inner.run) = (grant.session, Some(grant.run));
-        inner.files.retain(|_, state| *state == State::Asked);
+        inner.files.retain(|_, state| matches!(state, State::Asked(_)));
         drop(inner);
         self.changed.notify_waiters();
     }
@@ -201,7 +243,8 @@ impl Delegations {
             return Vec::new();
         }
         inner.reducing = true;
-        inner.files.iter().filter(|(_, state)| **state == State::Idle).map(|(ino, _)| *ino).collect()
+        let is_idle = |state: &State| matches!(state, State::Held { users: 0, .. });
+        inner.files.iter().filter(|(_, state)| is_idle(state)).map(|(ino, _)| *ino).collect()
     }
 
     fn reduced(&self) {
@@ -210,19 +253,20 @@ impl Delegations {
 }
 
 impl Session {
-    /// Has a file delegated to this session until what is answered is dropped, and from then on until somebody else asks.
+    /// Has a file delegated to this session until what is answered is dropped, or the session ends; and from then on until somebody
+    /// else asks. Who holds one must not wait for another.
     ///
     /// # Errors
     /// `Stale` for a file that is gone; those of the daemon.
-    pub(super) async fn delegated(&self, ino: Ino) -> Result<Option<InUse<'_>>> {
+    pub(super) async fn delegated(&self, ino: Ino) -> Result<InUse<'_>> {
         let give_up = Instant::now() + self.offline_timeout;
         loop {
             let mut changed = std::pin::pin!(self.delegations.changed.notified());
             changed.as_mut().enable();
+            if let Some(in_use) = self.delegations.use_held(ino) {
+                return Ok(in_use);
+            }
             let Some(in_use) = self.delegations.ask(ino) else {
-                if self.delegations.session_of(ino).is_some() {
-                    return Ok(None);
-                }
                 changed.await;
                 continue;
             };
@@ -230,9 +274,11 @@ impl Session {
             let asked = self.until_answered(|id| {
                 Box::pin(async move { self.remote.delegation(id, take).await.map(|reply| (id, reply)) })
             });
-            match asked.await {
-                Ok((id, DelegationReply { run })) if self.delegations.given(ino, id, run) => {
-                    return Ok(Some(in_use));
+            let answer = asked.await;
+            self.caught_up().await;
+            match answer {
+                Ok((id, DelegationReply { run })) if self.delegations.given(&in_use, id, run) => {
+                    return Ok(in_use);
                 }
                 Err(error) if error.kind() == ErrorKind::NotFound => {
                     return Err(Error::stale(format!("inode {ino}")).because(error));

@@ -148,6 +148,7 @@ impl Session {
                     number = work.number.max(number);
                     let ack = Ack { number, held: work.held.clone() };
                     let recalled = self.carry_out(work).await;
+                    self.note_carried_out(grant.session, number);
                     let acknowledged = self.acknowledge_in(interval, &ack).await;
                     if !recalled.is_empty() {
                         // After that, for it may take long; and in any case, for it is not told again.

@@ -15,14 +15,16 @@ use super::read::chunks;
 use super::suspended::Pages;
 use super::{Fs, Set};
 
-/// Chunks of an orphan that are taken away by one mutation.
-const REAP_CHUNKS: u32 = 1024;
-/// So many mutations take any file away; what does not go is left to the daemon.
-const REAPS_MAX: usize = if cfg!(test) { 32 } else { 4096 };
 /// A read that others overtake so often is answered all the same.
 const OVERTAKEN_MAX: usize = 8;
 /// Chunks that are looked at for the end of a piece of data: 256 GiB.
 const SEEK_CHUNKS_MAX: usize = if cfg!(test) { 64 } else { 1 << 16 };
+
+/// Whether what is written through a descriptor that was opened with these flags of open(2) goes round the kernel's pages. Appends
+/// do: the kernel cuts a write in two behind a page that it has not cached, and another mount's append would get between them.
+pub fn is_direct(flags: i32) -> bool {
+    flags & libc::O_APPEND != 0
+}
 
 /// What a write did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,12 +47,12 @@ impl Fs {
     ///
     /// # Errors
     /// `Stale`: the kernel is to look again. Those of the daemon.
-    async fn admit(&self, ino: Ino) -> Result<()> {
+    pub(super) async fn admit(&self, ino: Ino) -> Result<()> {
         self.session.opens.settled(ino).await;
         if self.inode(ino).await?.nlink > 0 || self.session.opens.is_orphan(ino) {
             Ok(())
         } else {
-            Err(Error::stale(format!("inode {ino}")))
+            Err(self.gone(ino))
         }
     }
 
@@ -87,7 +89,8 @@ impl Fs {
     pub async fn read(&self, handle: u64, offset: u64, size: u32) -> Result<Bytes> {
         let file = self.files.get(handle)?;
         let bytes = offset..offset.saturating_add(u64::from(size));
-        let pages = Pages::of_read(bytes, file.flags & libc::O_DIRECT != 0);
+        let is_direct = file.flags & libc::O_DIRECT != 0 || is_direct(file.flags);
+        let pages = Pages::of_read(bytes, is_direct);
         // Before anything waits: a session that is lost comes back only when the kernel has dropped its pages.
         let request = self.session.suspended.begin(file.ino, pages);
         self.session.ready().await?;
@@ -104,7 +107,6 @@ impl Fs {
     }
 
     async fn read_once(&self, file: &OpenFile, offset: u64, size: u32) -> Result<Bytes> {
-        self.settled(file.ino).await?;
         // The dirty pieces first: what becomes part of the file after this is then in what is read after this.
         let wanted = offset.saturating_add(u64::from(size));
         let dirty = file.data.pieces(offset, wanted);
@@ -134,36 +136,44 @@ impl Fs {
             self.session.allowed()?;
             file.report()?;
         }
-        let append = file.flags & libc::O_APPEND != 0 && !how.from_cache;
-        let _request = (!how.from_cache && !data.is_empty()).then(|| {
+        // Then the kernel has locked no pages for this.
+        let is_direct = is_direct(file.flags);
+        let _request = (!how.from_cache && !is_direct && !data.is_empty()).then(|| {
             self.session.suspended.begin(file.ino, Pages::of_write(offset.saturating_add(data.len() as u64)))
         });
-        // Before anything is concluded from what the file is now.
-        let _in_use = if how.from_cache { None } else { self.session.delegated(file.ino).await? };
-        if !how.from_cache && file.data.is_dirty() && file.data.appended_at().is_some() != append {
-            // What is dirty is either appended as a whole or not at all.
-            self.data.commit(&file.data, true, None).await?;
-        }
-        let mut at = offset;
-        if append {
-            self.session.ready().await?;
-            self.settled(file.ino).await?;
-            // In this order: what becomes part of the file after the first is seen in the second.
-            let end = file.data.end();
-            at = self.inode(file.ino).await?.size.max(end);
-        }
-        self.data.write(&file.data, at, data, How { append, ..how }).await?;
+        let at = loop {
+            let _in_use = match how.from_cache {
+                true => None,
+                false => Some(self.session.delegated(file.ino).await?),
+            };
+            let at = if how.append { self.end(&file).await? } else { offset };
+            if self.data.write(&file.data, at, data, how).await? {
+                break at;
+            }
+        };
         if self.options.sync || file.flags & libc::O_DSYNC != 0 {
             self.commit(&file).await?;
         }
-        Ok(Written { bytes: data.len() as u32, moved: at != offset })
+        let moved = at != offset;
+        if moved && is_direct {
+            self.session.drop_file(file.ino).await;
+        }
+        Ok(Written { bytes: data.len() as u32, moved: moved && !is_direct })
+    }
+
+    /// Where a file ends that is delegated to this session.
+    async fn end(&self, file: &OpenFile) -> Result<u64> {
+        self.session.ready().await?;
+        // In this order: what becomes part of the file after the first is seen in the second.
+        let end = file.data.end();
+        Ok(self.inode(file.ino).await?.size.max(end))
     }
 
     /// write, if that can be done without waiting and without a copy of the data; `None` asks for [`Fs::write`].
     pub fn write_at_once(&self, handle: u64, offset: u64, data: &[u8], how: How) -> Option<Result<Written>> {
         let file = self.usable(handle).ok()?;
-        let waits = self.options.sync || file.flags & (libc::O_APPEND | libc::O_DSYNC) != 0;
-        if waits || how.from_cache || file.data.appended_at().is_some() {
+        let waits = self.options.sync || file.flags & libc::O_DSYNC != 0;
+        if waits || how.append || how.from_cache {
             return None;
         }
         let check = || {
@@ -229,30 +239,8 @@ impl Fs {
             log::error!("data of inode {} is lost: {error}", file.ino);
         }
         self.release_locks_of(file.ino, handle).await;
-        if let Some(orphan) = self.session.opens.remove(file.ino) {
-            self.session.locks.forget_loss(file.ino);
-            if orphan {
-                self.data.discard(&file.data).await;
-                self.reap(file.ino).await;
-            }
-        }
+        self.session.let_go(file.ino).await;
         self.data.leave(&file.data);
-    }
-
-    async fn reap(&self, ino: Ino) {
-        let reap = Mutation::Reap { ino, chunks: REAP_CHUNKS };
-        for _ in 0..REAPS_MAX {
-            match self.session.commit(vec![reap.clone()], None).await {
-                // It goes with the last of its chunks.
-                Ok(reply) if super::written(&reply, ino).is_some() => (),
-                Ok(_) => return,
-                Err(error) => {
-                    // The daemon reaps it with the session.
-                    log::warn!("reaping inode {ino}: {error}");
-                    return;
-                }
-            }
-        }
     }
 
     /// opendir.
@@ -282,9 +270,7 @@ impl Fs {
     pub async fn release_directory(&self, handle: u64) {
         let Some(directory) = self.directories.remove(handle) else { return };
         self.end_listing(&directory).await;
-        if self.session.opens.remove(directory.ino) == Some(true) {
-            self.reap(directory.ino).await;
-        }
+        self.session.let_go(directory.ino).await;
     }
 
     /// fallocate. Space is only promised by a quota, so allocating means that the file is at least so long, and zeros are

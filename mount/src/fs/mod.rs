@@ -11,6 +11,7 @@ pub mod directory;
 mod dropping;
 pub mod events;
 pub mod files;
+mod guests;
 pub mod handles;
 pub mod ids;
 pub mod kernel;
@@ -261,7 +262,7 @@ impl Fs {
     pub async fn getattr(&self, ino: Ino) -> Result<Stat> {
         self.session.ready().await?;
         let unsent = self.unsent(ino);
-        Ok(self.stat_with(self.settled(ino).await?, unsent))
+        Ok(self.stat_with(self.inode(ino).await?, unsent))
     }
 
     /// readlink.
@@ -304,7 +305,7 @@ impl Fs {
         let reply = match self.data.get(ino).filter(|file| file.is_dirty()) {
             Some(file) => {
                 if to_nothing {
-                    self.data.discard(&file).await;
+                    self.data.discard(ino).await;
                 }
                 self.data.commit(&file, true, Some(mutation)).await?
             }
@@ -324,15 +325,18 @@ impl Fs {
         if self.is_read_only() { Err(Error::read_only("mounted read-only")) } else { Ok(()) }
     }
 
+    /// What is said of an inode that is gone: there is no name here that could be missing, and the kernel looks the name up again.
+    fn gone(&self, ino: Ino) -> Error {
+        self.session.guests.missed();
+        Error::stale(format!("inode {ino}"))
+    }
+
     /// An inode, from the cache or the daemon.
+    ///
+    /// # Errors
+    /// `Stale` if it is gone; those of the daemon.
     async fn inode(&self, ino: Ino) -> Result<Inode> {
-        let gone = || {
-            if self.session.opens.is_open(ino) {
-                Error::stale(format!("inode {ino}"))
-            } else {
-                Error::not_found(format!("inode {ino}"))
-            }
-        };
+        let gone = || self.gone(ino);
         if let Some(known) = self.session.cache.inode(ino) {
             return known.ok_or_else(gone);
         }
@@ -345,18 +349,6 @@ impl Fs {
             }
         }
         Err(gone())
-    }
-
-    /// An inode once what was appended to it here lies behind what others have appended meanwhile.
-    async fn settled(&self, ino: Ino) -> Result<Inode> {
-        let inode = self.inode(ino).await?;
-        match self.data.get(ino) {
-            Some(file) if file.appended_at().is_some_and(|start| start < inode.size) => {
-                self.data.commit(&file, true, None).await?;
-                self.inode(ino).await
-            }
-            _ => Ok(inode),
-        }
     }
 
     /// Notes a read through a handle with these flags of open(2), if it changes atime. Answers whether it does. Who read has the

@@ -8,6 +8,9 @@ use tandemfs::{Error, ErrorKind, Result};
 
 use super::{Fs, Stat, written};
 
+/// So often a name is looked up again that leads to what has been replaced.
+const HOLDS_MAX: usize = 16;
+
 /// The permission bits of something new, and what the caller's umask takes away from them.
 #[derive(Clone, Copy, Debug)]
 pub struct Mode {
@@ -31,7 +34,19 @@ impl Fs {
     pub async fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Stat> {
         self.session.ready().await?;
         let name = Name::new(name)?;
-        match self.find(parent, &name).await? {
+        let mut tries = HOLDS_MAX;
+        let found = loop {
+            let found = self.find(parent, &name).await?;
+            let Some(inode) = found.as_ref().filter(|_| self.session.guests.are_held()) else { break found };
+            self.session.hold(inode.ino);
+            match self.admit(inode.ino).await {
+                // It was replaced before it was held.
+                Err(error) if error.kind() == ErrorKind::Stale && tries > 0 => tries -= 1,
+                Err(error) => return Err(error),
+                Ok(()) => break found,
+            }
+        };
+        match found {
             Some(inode) if inode.is_file() => {
                 let unsent = self.unsent(inode.ino);
                 let inode = self.session.cache.inode(inode.ino).flatten().unwrap_or(inode);

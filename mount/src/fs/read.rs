@@ -17,7 +17,6 @@ use tandemfs::{Error, ErrorKind, Result};
 use tokio::time::timeout;
 
 use super::buffer::{Layers, Piece, Source};
-use super::check;
 use super::session::Session;
 
 /// Chunk records that are asked for at once.
@@ -188,9 +187,7 @@ impl Reader {
         let session = &self.session;
         let request = session.cache.begin();
         let read = &tandemfs::api::fs::Read { wants: vec![want] };
-        let reply =
-            session.until_answered(|id| Box::pin(async move { session.remote.read(id, read).await })).await?;
-        check::answers(&read.wants, &reply.answers)?;
+        let reply = session.ask(read).await?;
         let answer =
             reply.answers.into_iter().next().ok_or_else(|| Error::corrupt("an answer without records"))?;
         let mut next = from;

@@ -35,6 +35,8 @@ pub trait Remote: Send + Sync + 'static {
     async fn batch(&self, session: SessionId, batch: &Batch) -> Result<BatchReply>;
     /// Reads records.
     async fn read(&self, session: SessionId, read: &Read) -> Result<ReadReply>;
+    /// The last event that there was for a session when it was last answered. What was answered shows nothing that comes later.
+    fn last_event(&self, session: SessionId) -> u64;
     /// Asks for inode numbers.
     async fn inodes(&self, session: SessionId) -> Result<InodeRange>;
     /// Takes or returns delegations.

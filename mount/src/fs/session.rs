@@ -15,11 +15,13 @@ use tandemfs::id::{Ino, SessionId};
 use tandemfs::tree::{Key, Mutation, NewNode, Record, Want};
 use tandemfs::{Error, ErrorKind, Result};
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::cache::Cache;
 use super::check;
 use super::delegations::{Created, Delegations, Writer};
+use super::events::interval;
+use super::guests::Guests;
 use super::kernel::Kernel;
 use super::known::Known;
 use super::locks::Locks;
@@ -41,6 +43,7 @@ pub struct Session {
     pub(super) remote: Arc<dyn Remote>,
     pub(super) cache: Arc<Cache>,
     pub(super) opens: Arc<Opens>,
+    pub(super) guests: Guests,
     pub(super) kernel: OnceLock<Arc<dyn Kernel>>,
     /// Inodes that the kernel knows, for when it has to forget all of them.
     pub(super) known: Arc<Known>,
@@ -56,6 +59,8 @@ pub struct Session {
     numbers: tokio::sync::Mutex<Numbers>,
     /// Counts what happens to the state, for those who wait for it.
     pub(super) changed: watch::Sender<u64>,
+    /// The session whose events are followed, and the last one that was carried out.
+    carried_out: watch::Sender<(SessionId, u64)>,
 }
 
 pub(super) struct State {
@@ -149,14 +154,16 @@ impl Session {
         cache_bytes: usize,
     ) -> Result<Arc<Self>> {
         let sent = Instant::now();
-        let grant = tokio::time::timeout(START_TIMEOUT, remote.open_session(&open))
+        let grant = timeout(START_TIMEOUT, remote.open_session(&open))
             .await
             .map_err(|_| Error::timed_out("the daemon does not answer"))??;
         let lease_until = sent + lease(&grant);
+        let carried_out = watch::Sender::new((grant.session, 0));
         Ok(Arc::new(Self {
             remote,
             cache: Arc::new(Cache::new(cache_bytes)),
             opens: Arc::default(),
+            guests: Guests::default(),
             kernel: OnceLock::new(),
             known: Arc::default(),
             locks: Locks::new(&grant),
@@ -179,6 +186,7 @@ impl Session {
             slot_free: Notify::new(),
             numbers: tokio::sync::Mutex::default(),
             changed: watch::channel(0).0,
+            carried_out,
         }))
     }
 
@@ -218,6 +226,7 @@ impl Session {
         self.delegations.lose(&grant);
         {
             let mut state = self.state();
+            self.note_carried_out(grant.session, 0);
             state.taken_up(grant, sent);
             state.sequence = 0;
             state.outstanding.clear();
@@ -410,12 +419,38 @@ impl Session {
         debug_assert!(wants.len() <= READ_WANTS_MAX);
         let read = &Read { wants };
         let request = self.cache.begin();
-        let reply =
-            self.until_answered(|id| Box::pin(async move { self.remote.read(id, read).await })).await?;
-        check::answers(&read.wants, &reply.answers)?;
+        let reply = self.ask(read).await?;
         let records = reply.answers.iter().flat_map(|answer| answer.records.iter().cloned());
         request.accept(reply.version, records);
         Ok(reply)
+    }
+
+    /// Reads records, through to the daemon, once what was told before is carried out.
+    ///
+    /// # Errors
+    /// As `Session::until_answered`.
+    pub(super) async fn ask(&self, read: &Read) -> Result<ReadReply> {
+        let reply = self.until_answered(|id| Box::pin(async move { self.remote.read(id, read).await })).await;
+        self.caught_up().await;
+        let reply = reply?;
+        check::answers(&read.wants, &reply.answers)?;
+        Ok(reply)
+    }
+
+    /// Waits until the events are carried out that there were when the daemon last answered. An answer shows what others have
+    /// changed by then; whoever goes on from it must not find what it has replaced in a cache, here or in the kernel.
+    pub(super) async fn caught_up(&self) {
+        let id = self.id();
+        let number = self.remote.last_event(id);
+        let mut carried_out = self.carried_out.subscribe();
+        let is_so = |carried_out: &(SessionId, u64)| carried_out.0 != id || carried_out.1 >= number;
+        // When it takes longer than that the session has ended.
+        let _ended = timeout(interval(&self.grant()).min(PATIENCE), carried_out.wait_for(is_so)).await;
+    }
+
+    /// Notes that events of a session are carried out up to one; 0 for a session that begins.
+    pub(super) fn note_carried_out(&self, session: SessionId, number: u64) {
+        self.carried_out.send_modify(|last| *last = (session, number).max(*last));
     }
 
     /// Commits mutations as one batch and caches what they wrote.
@@ -483,6 +518,7 @@ impl Session {
                 match self.remote.batch(slot.id, &batch).await {
                     Ok(reply) => {
                         self.heard(sent);
+                        self.caught_up().await;
                         check::batch(&reply)?;
                         for (key, record) in &reply.records {
                             match (key, record) {
@@ -513,8 +549,7 @@ impl Session {
                     }
                     Err(error) => {
                         uncertain |= error.kind().is_retryable();
-                        // It may tell of what others have done before the event of that comes, and what is cached must not deny it.
-                        self.cache.drop_keys(0, &entries(&batch.mutations));
+                        self.caught_up().await;
                         self.try_again(error, &mut tries).await?;
                     }
                 }
@@ -585,23 +620,4 @@ impl Session {
 /// How long what is cached may be used after a sign of life.
 pub(super) fn lease(grant: &SessionGrant) -> Duration {
     Duration::from_millis(grant.lease_ms).min(LEASE_MAX)
-}
-
-/// The entries that mutations name.
-fn entries(mutations: &[Mutation]) -> Vec<Key> {
-    let mut keys = Vec::new();
-    for mutation in mutations {
-        match mutation {
-            Mutation::Create { parent, name, .. }
-            | Mutation::Link { parent, name, .. }
-            | Mutation::Unlink { parent, name, .. }
-            | Mutation::RemoveDirectory { parent, name, .. } => keys.push(Key::Entry(*parent, name.clone())),
-            Mutation::Rename { parent, name, new_parent, new_name, .. } => {
-                keys.push(Key::Entry(*parent, name.clone()));
-                keys.push(Key::Entry(*new_parent, new_name.clone()));
-            }
-            _ => (),
-        }
-    }
-    keys
 }

@@ -206,15 +206,6 @@ impl Model {
                 check_time(time)?;
                 self.write(*ino, extents, *size, *clear_privileges, *time)
             }
-            Mutation::Append { ino, extents, clear_privileges, time } => {
-                check_time(time)?;
-                let end = self.file(*ino)?.size;
-                let moved = |extent: &WrittenExtent| {
-                    Some(WrittenExtent { offset: extent.offset.checked_add(end)?, ..*extent })
-                };
-                let extents: Option<Vec<_>> = extents.iter().map(moved).collect();
-                self.write(*ino, &extents.ok_or(EFBIG)?, 0, *clear_privileges, *time)
-            }
             Mutation::PunchHole { ino, offset, length, size, clear_privileges, time } => {
                 check_time(time)?;
                 self.punch_hole(*ino, (*offset, *length), *size, *clear_privileges, *time)

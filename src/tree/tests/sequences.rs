@@ -78,7 +78,6 @@ enum Step {
     SetAttributes(AnIno, SetAttributes, Credentials),
     Resize(AnIno, u64, Credentials),
     Write(AnIno, Vec<WrittenExtent>, u64, bool),
-    Append(AnIno, Vec<WrittenExtent>, bool),
     PunchHole(AnIno, u64, u64, u64, bool),
     CloneRange(AnIno, u64, AnIno, u64, u64, bool),
     SetXattr(AnIno, Vec<u8>, Vec<u8>, XattrMode),
@@ -121,9 +120,6 @@ impl Step {
             }
             Self::Write(ino, extents, size, clear_privileges) => {
                 Mutation::Write { ino: ino.file(model), extents, size, clear_privileges, time }
-            }
-            Self::Append(ino, extents, clear_privileges) => {
-                Mutation::Append { ino: ino.file(model), extents, clear_privileges, time }
             }
             Self::PunchHole(ino, offset, length, size, clear_privileges) => {
                 Mutation::PunchHole { ino: ino.file(model), offset, length, size, clear_privileges, time }
@@ -257,8 +253,6 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (an_ino(), offset(), by()).prop_map(|(ino, size, by)| Step::Resize(ino, size, by)),
         8 => (an_ino(), extents(), size, any::<bool>())
             .prop_map(|(ino, extents, size, clear)| Step::Write(ino, extents, size, clear)),
-        2 => (an_ino(), extents(), any::<bool>())
-            .prop_map(|(ino, extents, clear)| Step::Append(ino, extents, clear)),
         4 => (an_ino(), offset(), stretch(), prop_oneof![3 => Just(0), 1 => offset()], any::<bool>())
             .prop_map(|(ino, offset, length, size, clear)| Step::PunchHole(ino, offset, length, size, clear)),
         6 => (an_ino(), offset(), an_ino(), offset(), stretch(), any::<bool>())

@@ -11,7 +11,7 @@ use tandemfs::{Error, ErrorKind};
 use tokio::time::{Instant, sleep};
 
 use super::fake::{Daemon, LEASE_MS};
-use super::{ROOT, list, mount, mount_with};
+use super::{APPEND, ROOT, list, mount, mount_with};
 use crate::fs::data::How;
 use crate::fs::ids::{Ids, Squash};
 use crate::fs::{Fs, Options, Set, SetTime};
@@ -375,13 +375,14 @@ async fn appends_of_two_mounts_do_not_overwrite_one_another() {
     let daemon = Arc::new(Daemon::default());
     let (one, two) = (mount(&daemon).await, mount(&daemon).await);
     let ino = make(&one, "log", b"").await;
-    let flags = libc::O_WRONLY | libc::O_APPEND;
+    // Both have become appenders by fcntl(2).
+    let flags = libc::O_WRONLY;
     let handles =
         [one.open_file(ROOT, ino, flags).await.unwrap(), two.open_file(ROOT, ino, flags).await.unwrap()];
     for round in 0..4 {
         for (fs, handle) in [&one, &two].into_iter().zip(handles) {
             // The kernel's idea of the size is not to be trusted.
-            let written = fs.write(handle, 0, b"line\n", How::default()).await.unwrap();
+            let written = fs.write(handle, 0, b"line\n", APPEND).await.unwrap();
             assert_eq!(written.moved, round > 0 || handle == handles[1] && Arc::ptr_eq(fs, &two));
             fs.flush(handle).await.unwrap();
         }
@@ -398,8 +399,8 @@ async fn appends_of_two_mounts_lie_in_the_order_in_which_they_were_written() {
     let handles =
         [one.open_file(ROOT, ino, flags).await.unwrap(), two.open_file(ROOT, ino, flags).await.unwrap()];
     for _ in 0..3 {
-        one.write(handles[0], 0, b"of one\n", How::default()).await.unwrap();
-        two.write(handles[1], 0, b"of two\n", How::default()).await.unwrap();
+        one.write(handles[0], 0, b"of one\n", APPEND).await.unwrap();
+        two.write(handles[1], 0, b"of two\n", APPEND).await.unwrap();
     }
     assert_eq!(one.getattr(ino).await.unwrap().inode.size, 5 + 6 * 7);
     let all = [&b"head\n"[..], &b"of one\nof two\n".repeat(3)].concat();
@@ -407,9 +408,9 @@ async fn appends_of_two_mounts_lie_in_the_order_in_which_they_were_written() {
     assert_eq!(content(&two, ino).await, all);
     // What is written elsewhere keeps its place.
     let (body, tail) = (two.open_file(ROOT, ino, libc::O_RDWR).await.unwrap(), handles[1]);
-    two.write(tail, 0, b"end\n", How::default()).await.unwrap();
+    two.write(tail, 0, b"end\n", APPEND).await.unwrap();
     two.write(body, 0, b"HEAD", How::default()).await.unwrap();
-    two.write(tail, 0, b"END\n", How::default()).await.unwrap();
+    two.write(tail, 0, b"END\n", APPEND).await.unwrap();
     two.fsync(tail).await.unwrap();
     let content = content(&one, ino).await;
     assert!(content.starts_with(b"HEAD\n") && content.ends_with(b"of two\nend\nEND\n"));
@@ -588,4 +589,54 @@ async fn owners_are_stored_in_the_volumes_numbers_and_shown_in_the_machines() {
     there.setattr(ROOT, by_root.ino, chown(Some(5000), None)).await.unwrap();
     here.rename(user, (made.ino, b"r"), (made.ino, b"s"), RenameMode::NoReplace).await.unwrap();
     here.remove(user, made.ino, b"s", false).await.unwrap();
+}
+
+/// As when `rename` replaces a file again and again, which never leaves it without a name.
+#[tokio::test(start_paused = true)]
+async fn what_is_replaced_while_the_kernel_opens_it_can_be_opened_when_that_has_looked_again() {
+    let daemon = Arc::new(Daemon::default());
+    let (one, two) = (mount(&daemon).await, mount(&daemon).await);
+    let replace = async |text: &[u8]| {
+        make(&two, "new", text).await;
+        let to = (Ino::ROOT, &b"name"[..]);
+        two.rename(ROOT, (Ino::ROOT, b"new"), to, RenameMode::Replace).await.unwrap();
+    };
+    replace(b"first").await;
+    let first = one.lookup(Ino::ROOT, b"name").await.unwrap().inode.ino;
+    replace(b"second").await;
+    assert_eq!(one.open_file(ROOT, first, libc::O_RDONLY).await.unwrap_err().kind(), ErrorKind::Stale);
+    assert_eq!(one.getattr(first).await.unwrap_err().kind(), ErrorKind::Stale);
+    let second = one.lookup(Ino::ROOT, b"name").await.unwrap().inode.ino;
+    replace(b"third").await;
+    let handle = one.open_file(ROOT, second, libc::O_RDONLY).await.unwrap();
+    assert_eq!(one.read(handle, 0, 10).await.unwrap(), &b"second"[..]);
+    one.release(handle).await;
+    sleep(Duration::from_secs(2)).await;
+    assert!(!daemon.keys().contains(&Key::Inode(second)), "nothing holds it any more");
+    // Who has not met this holds nothing.
+    let third = one.lookup(Ino::ROOT, b"name").await.unwrap().inode.ino;
+    replace(b"fourth").await;
+    assert!(!daemon.keys().contains(&Key::Inode(third)));
+}
+
+/// Who has seen a file under its new name does not find the old one any more, in the kernel's cache either.
+#[tokio::test(start_paused = true)]
+async fn an_answer_is_used_when_what_it_has_replaced_is_dropped() {
+    let daemon = Arc::new(Daemon::default());
+    let (one, kernel) = mount_with(&daemon, Options::default()).await;
+    let two = mount(&daemon).await;
+    let ino = make(&two, "old", b"").await;
+    one.tell(one.lookup(Ino::ROOT, b"old").await.unwrap());
+    // The kernel has not taken that in, so it takes some time until it has dropped it.
+    kernel.unknown.lock().unwrap().insert(ino);
+    let renaming = tokio::spawn(async move {
+        two.rename(ROOT, (Ino::ROOT, b"old"), (Ino::ROOT, b"new"), RenameMode::Replace).await
+    });
+    let names = kernel.names.load(Ordering::SeqCst);
+    while one.lookup(Ino::ROOT, b"new").await.is_err() {
+        tokio::task::yield_now().await;
+    }
+    assert!(kernel.names.load(Ordering::SeqCst) > names);
+    assert_eq!(one.lookup(Ino::ROOT, b"old").await.unwrap_err().kind(), ErrorKind::NotFound);
+    renaming.await.unwrap().unwrap();
 }

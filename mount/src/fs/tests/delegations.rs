@@ -9,7 +9,7 @@ use tokio::time::{sleep, timeout};
 
 use super::calls::{content, make};
 use super::fake::Daemon;
-use super::{ROOT, mount, mount_with};
+use super::{APPEND, ROOT, mount, mount_with};
 use crate::fs::Options;
 use crate::fs::data::How;
 
@@ -167,7 +167,7 @@ async fn a_file_that_is_being_returned_is_asked_for_again_only_after_that() {
     let (one, two) = (mount(&daemon).await, mount(&daemon).await);
     let ino = make(&one, "log", b"").await;
     let handle = one.open_file(ROOT, ino, libc::O_RDWR | libc::O_APPEND).await.unwrap();
-    let append = || one.write(handle, 0, b"text", How::default());
+    let append = || one.write(handle, 0, b"text", APPEND);
     append().await.unwrap();
     daemon.hold_batches.store(true, Ordering::SeqCst);
     let before = daemon.batches.load(Ordering::SeqCst);
@@ -189,4 +189,25 @@ async fn a_file_that_is_being_returned_is_asked_for_again_only_after_that() {
     assert!([4, 8].contains(&seen.unwrap().inode.size));
     append().await.unwrap();
     assert_eq!(two.getattr(ino).await.unwrap().inode.size, 12);
+}
+
+/// Else an append would be laid where the file ended before somebody else's.
+#[tokio::test(start_paused = true)]
+async fn a_file_is_returned_when_nobody_uses_it_and_is_not_used_until_then() {
+    let daemon = Arc::new(Daemon::default());
+    let (one, two) = (mount(&daemon).await, mount(&daemon).await);
+    let ino = make(&one, "log", b"text").await;
+    let first = one.session.delegated(ino).await.unwrap();
+    let second = one.session.delegated(ino).await.unwrap();
+    let mut seen = std::pin::pin!(two.getattr(ino));
+    let mut third = std::pin::pin!(one.session.delegated(ino));
+    let wait = Duration::from_millis(100);
+    assert!(timeout(wait, &mut seen).await.is_err());
+    assert!(timeout(wait, &mut third).await.is_err());
+    drop(first);
+    assert!(timeout(wait, &mut seen).await.is_err());
+    assert!(timeout(wait, &mut third).await.is_err());
+    drop(second);
+    assert_eq!(timeout(wait, &mut seen).await.unwrap().unwrap().inode.size, 4);
+    timeout(wait, &mut third).await.unwrap().unwrap();
 }

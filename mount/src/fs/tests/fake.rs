@@ -349,8 +349,7 @@ impl Daemon {
             session.stream = None;
             session.unacked.clear();
             session.recalled.clear();
-            session.number = 0;
-            session.acked = 0;
+            session.acked = session.number;
         }
     }
 
@@ -645,6 +644,10 @@ impl Remote for Daemon {
             Some((event, receiver))
         });
         Ok(stream.boxed())
+    }
+
+    fn last_event(&self, session: SessionId) -> u64 {
+        self.state.lock().unwrap().sessions.get(&session).map_or(0, |session| session.number)
     }
 
     async fn ack(&self, session: SessionId, ack: &Ack) -> Result<()> {

@@ -252,6 +252,13 @@ impl Remote for Hostile {
         self.honest.close_session(session).await
     }
 
+    fn last_event(&self, session: SessionId) -> u64 {
+        match self.lie() {
+            Lie::Number(number) => number,
+            _ => self.honest.last_event(session),
+        }
+    }
+
     async fn events(&self, session: SessionId) -> Result<Events> {
         let lie = self.lie();
         self.fail(&lie).await?;

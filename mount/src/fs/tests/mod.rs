@@ -14,10 +14,13 @@ use std::time::Duration;
 use tandemfs::clock::ManualClock;
 use tandemfs::tree::Credentials;
 
+use super::data::How;
 use super::{Fs, Options};
 use fake::{Daemon, FakeKernel};
 
 const ROOT: Credentials = Credentials { uid: 0, gid: 0 };
+/// A write through a descriptor that appends.
+const APPEND: How = How { from_cache: false, clear_privileges: false, append: true };
 
 async fn mount_with(daemon: &Arc<Daemon>, options: Options) -> (Arc<Fs>, Arc<FakeKernel>) {
     let clock = Arc::new(ManualClock::at(1_000_000));
