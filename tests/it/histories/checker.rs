@@ -22,6 +22,11 @@ pub trait Model: Clone + Debug + Eq + Hash {
     /// the object, as it is, would not answer so.
     fn step(&self, call: &Self::Call, answer: Option<&Self::Answer>) -> Option<Self>;
 
+    /// What else may become of the object with the call by a fault of the kernel that is known and cannot be mended here.
+    fn step_of_kernel(&self, _: &Self::Call, _: Option<&Self::Answer>) -> Option<Self> {
+        None
+    }
+
     /// Whether a call leaves the object as it is.
     fn is_read(call: &Self::Call) -> bool;
 }
@@ -41,11 +46,23 @@ pub struct Violation<M: Model> {
     pub window: Vec<Operation<M>>,
 }
 
+/// Whether the known faults of the kernel are allowed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kernel {
+    Right,
+    Faulty,
+}
+
 /// Checks the history of an object, in any order.
 ///
 /// # Errors
 /// The first part that is not linearizable.
-pub fn check<M: Model>(initial: &M, operations: &[Operation<M>]) -> Result<(), Box<Violation<M>>> {
+pub fn check<M: Model>(
+    initial: &M,
+    operations: &[Operation<M>],
+    kernel: Kernel,
+) -> Result<(), Box<Violation<M>>> {
+    let run = |initial, operations: &_| run(initial, operations, kernel);
     let Err((mut before, mut window)) = run(vec![initial.clone()], operations) else { return Ok(()) };
     // A history that is right stays so when a read is taken out of it, so what is left tells as much.
     let mut position = 0;
@@ -65,7 +82,7 @@ pub fn check<M: Model>(initial: &M, operations: &[Operation<M>]) -> Result<(), B
 /// The states at the last moment of rest, and the calls from then on.
 type Failure<M> = (Vec<M>, Vec<Operation<M>>);
 
-fn run<M: Model>(initial: Vec<M>, operations: &[Operation<M>]) -> Result<(), Failure<M>> {
+fn run<M: Model>(initial: Vec<M>, operations: &[Operation<M>], kernel: Kernel) -> Result<(), Failure<M>> {
     // What starts at the very moment of an end is taken to overlap.
     let mut events: Vec<_> = operations.iter().enumerate().map(|(at, one)| (one.start, false, at)).collect();
     events.extend(operations.iter().enumerate().map(|(at, one)| (one.end, true, at)));
@@ -91,7 +108,7 @@ fn run<M: Model>(initial: Vec<M>, operations: &[Operation<M>]) -> Result<(), Fai
         }
         let slot = under_way.iter().position(|other| *other == Some(at)).expect("it has started");
         possible = if operations[at].answer.is_some() {
-            happened(possible, slot, &under_way, operations)
+            happened(possible, slot, &under_way, operations, kernel)
         } else {
             possible.into_iter().map(|(set, state)| (set & !(1 << slot), state)).collect()
         };
@@ -111,6 +128,7 @@ fn happened<M: Model>(
     slot: usize,
     under_way: &[Option<usize>],
     operations: &[Operation<M>],
+    kernel: Kernel,
 ) -> HashSet<(Set, M)> {
     let mut done = HashSet::new();
     let mut left: Vec<(Set, M)> = possible.iter().cloned().collect();
@@ -126,7 +144,9 @@ fn happened<M: Model>(
                 continue;
             }
             let Operation { call, answer, .. } = &operations[at];
-            if let Some(after) = state.step(call, answer.as_ref()) {
+            let right = state.step(call, answer.as_ref());
+            let faulty = state.step_of_kernel(call, answer.as_ref()).filter(|_| kernel == Kernel::Faulty);
+            for after in right.into_iter().chain(faulty) {
                 let next = (set | 1 << other, after);
                 if seen.insert(next.clone()) {
                     left.push(next);

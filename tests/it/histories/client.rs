@@ -40,6 +40,8 @@ pub struct Client<'a> {
     next: u64,
     /// Descriptors that are kept open, by the name of the object.
     kept: HashMap<String, File>,
+    /// The mount that they are of.
+    kept_in: Option<Arc<Root>>,
     histories: Histories,
 }
 
@@ -103,8 +105,8 @@ fn records_of(bytes: &[u8]) -> LogAnswer {
     LogAnswer::Records(records)
 }
 
-/// All of a file. That has its end only where a read finds nothing more: one that overlaps with a change elsewhere may take the end
-/// from before (docs/semantics.md, "Deviations").
+/// All of a file. A read that overlaps with changes elsewhere may take the end from before; fstat(2) does not (docs/semantics.md,
+/// "Histories").
 fn read_to_end(file: &File) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     loop {
@@ -112,7 +114,7 @@ fn read_to_end(file: &File) -> io::Result<Vec<u8>> {
         bytes.resize(begin + (64 << 10), 0);
         let length = file.read_at(&mut bytes[begin..], begin as u64)?;
         bytes.truncate(begin + length);
-        if length == 0 {
+        if length == 0 && bytes.len() as u64 >= file.metadata()?.len() {
             return Ok(bytes);
         }
     }
@@ -128,7 +130,16 @@ impl<'a> Client<'a> {
     pub fn new(drive: &'a Drive, number: usize) -> Self {
         let random = StdRng::seed_from_u64(drive.seed.wrapping_mul(1000) + number as u64);
         let mount = number % drive.places.len();
-        Self { number, mount, drive, random, next: 0, kept: HashMap::new(), histories: Histories::default() }
+        Self {
+            number,
+            mount,
+            drive,
+            random,
+            next: 0,
+            kept: HashMap::new(),
+            kept_in: None,
+            histories: Histories::default(),
+        }
     }
 
     /// Calls until there have been enough, and answers what was recorded.
@@ -162,6 +173,10 @@ impl<'a> Client<'a> {
         run: impl FnOnce(&mut Self, &Path) -> Result<M::Answer>,
     ) -> Option<M::Answer> {
         let root = self.drive.places[self.mount].current();
+        if self.kept_in.as_ref().is_none_or(|kept_in| !Arc::ptr_eq(kept_in, &root)) {
+            self.kept.clear();
+            self.kept_in = Some(Arc::clone(&root));
+        }
         let start = self.drive.now();
         let result = run(self, &root.path);
         let end = self.drive.now();
@@ -298,7 +313,9 @@ impl<'a> Client<'a> {
     fn log(&mut self, object: &str) {
         let (drive, handles) = (self.drive, self.drive.handles);
         let _alone = drive.places[self.mount].alone(2);
-        self.kept.retain(|name, _| name == object || !name.starts_with("log-"));
+        // Appends and reads each have a descriptor.
+        let reads = format!("{object}-read");
+        self.kept.retain(|name, _| name == object || *name == reads || !name.starts_with("log-"));
         let options = OpenOptions::new().read(true).append(true).create(true).clone();
         match self.random.random_range(0..6) {
             0..2 => {
@@ -325,9 +342,16 @@ impl<'a> Client<'a> {
                     object,
                     LogCall::Read,
                     |this, root| {
-                        let file = this.open(object, &root.join(object), &options)?;
+                        // Not the one that appends: its reads go round the kernel's cache.
+                        let path = root.join(object);
+                        let file = match this.open(&reads, &path, OpenOptions::new().read(true)) {
+                            Err(Failure { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
+                                return Ok(LogAnswer::Records(Vec::new()));
+                            }
+                            other => other?,
+                        };
                         let bytes = read_to_end(&file).map_err(not_done)?;
-                        this.put_back(object, file, handles).map_err(not_done)?;
+                        this.put_back(&reads, file, handles).map_err(not_done)?;
                         Ok(records_of(&bytes))
                     },
                 );

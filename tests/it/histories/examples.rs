@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::checker::{Model, check};
+use super::checker::{Kernel, Model, check};
 use super::history::Operation;
 use super::models::{
     Add, Counter, Directories, DirectoryAnswer, DirectoryCall, Kind, Lock, LockAnswer, LockCall, Log,
@@ -24,7 +24,7 @@ fn unknown<M: Model>(start: u64, end: u64, call: M::Call) -> Operation<M> {
 
 #[track_caller]
 fn right<M: Model + Default>(operations: &[Operation<M>]) {
-    if let Err(violation) = check(&M::default(), operations) {
+    if let Err(violation) = check(&M::default(), operations, Kernel::Right) {
         panic!("it is right: {violation:?}");
     }
 }
@@ -32,7 +32,7 @@ fn right<M: Model + Default>(operations: &[Operation<M>]) {
 /// Answers how long the window is.
 #[track_caller]
 fn wrong<M: Model + Default>(operations: &[Operation<M>]) -> usize {
-    check(&M::default(), operations).expect_err("it is wrong").window.len()
+    check(&M::default(), operations, Kernel::Right).expect_err("it is wrong").window.len()
 }
 
 fn write(start: u64, end: u64, value: u64) -> Operation<Register> {
@@ -97,7 +97,7 @@ fn the_window_is_what_matters() {
         read(4003, 4004, 7),
         read(4005, 4006, 999),
     ]);
-    let violation = check(&Register(0), &operations).unwrap_err();
+    let violation = check(&Register(0), &operations, Kernel::Right).unwrap_err();
     assert_eq!(violation.before, [Register(999)]);
     assert_eq!(violation.window.len(), 3, "{violation:?}");
 }
@@ -266,4 +266,23 @@ fn counters() {
     wrong(&[add(0, 1, 0), add(2, 3, 2)]);
     wrong(&[add(0, 1, 0), add(2, 3, 1), add(4, 5, 1)]);
     wrong(&[add(0, 1, 0), unknown(2, 90, Add), add(91, 92, 1), add(93, 94, 3)]);
+}
+
+/// Two mounts move a file from one name to the other, and the kernel of the second finds it under both.
+#[test]
+fn what_only_a_fault_of_the_kernel_explains_is_told_from_what_nothing_explains() {
+    let rename = |start, end| {
+        let rename = DirectoryCall::Rename((0, 0), (0, 1), Kind::Replace);
+        call::<Directories>(start, end, rename, DirectoryAnswer::Done)
+    };
+    let create = call(0, 1, DirectoryCall::Create((0, 0)), DirectoryAnswer::Ino(7));
+    let of_kernel = [create.clone(), rename(10, 20), rename(11, 21)];
+    wrong(&of_kernel);
+    check(&Directories::default(), &of_kernel, Kernel::Faulty).unwrap();
+    // The second has nothing to move, and nothing is there for it to find.
+    let of_nobody = [rename(10, 20), rename(11, 21)];
+    check(&Directories::default(), &of_nobody, Kernel::Faulty).unwrap_err();
+    // A name is not freed by that.
+    let left = [create, rename(10, 20), call(30, 40, DirectoryCall::Unlink((0, 0)), DirectoryAnswer::Done)];
+    check(&Directories::default(), &left, Kernel::Faulty).unwrap_err();
 }

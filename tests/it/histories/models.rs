@@ -197,10 +197,25 @@ impl Model for Directories {
             (DirectoryCall::Create(place), Some(DirectoryAnswer::Ino(ino))) => {
                 after.change(call).is_ok() && after.learn(*place, *ino)
             }
+            // The kernel looks the two names up one after the other, so the old one may be gone by then.
+            (DirectoryCall::Rename(_, to, Kind::NoReplace), Some(DirectoryAnswer::Failed(Errno::EXIST))) => {
+                after.at(*to).is_some()
+            }
             (_, Some(DirectoryAnswer::Failed(error))) => after.change(call) == Err(*error),
             (_, Some(answer)) => *answer == DirectoryAnswer::Done && after.change(call).is_ok(),
         };
         right.then_some(after)
+    }
+
+    /// The kernel looks up the two names of a rename one after the other. If another mount moves a file from the one to the other in
+    /// between, it finds the same file twice and does nothing, as rename(2) asks for of two links to one file.
+    fn step_of_kernel(&self, call: &DirectoryCall, answer: Option<&DirectoryAnswer>) -> Option<Self> {
+        match (call, answer) {
+            (DirectoryCall::Rename(_, to, _), Some(DirectoryAnswer::Done)) => {
+                self.0[to.0][to.1].is_some().then(|| self.clone())
+            }
+            _ => None,
+        }
     }
 
     fn is_read(call: &DirectoryCall) -> bool {
