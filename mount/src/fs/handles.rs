@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tandemfs::id::Ino;
 use tandemfs::{Error, Result};
 
-use super::data::FileData;
+use super::file_data::FileData;
 use super::read::Pattern;
 
 /// An open file.

@@ -2,14 +2,17 @@
 
 pub mod accesses;
 pub mod atime;
+mod batches;
 pub mod buffer;
 pub mod cache;
 mod check;
+mod commits;
 pub mod data;
 mod delegations;
 pub mod directory;
 mod dropping;
 pub mod events;
+pub mod file_data;
 pub mod files;
 mod guests;
 pub mod handles;
@@ -21,6 +24,7 @@ pub mod names;
 pub mod opens;
 pub mod read;
 pub mod remote;
+mod requests;
 pub mod session;
 pub mod space;
 mod suspended;
@@ -40,8 +44,9 @@ use tandemfs::{Error, Result};
 
 use accesses::Accesses;
 use atime::AtimeRule;
-use data::{Data, Unsent};
+use data::Data;
 use directory::OpenDirectory;
+use file_data::Unsent;
 use handles::{Handles, OpenFile};
 use ids::Ids;
 use kernel::Kernel;

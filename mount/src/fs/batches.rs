@@ -1,0 +1,189 @@
+//! Batches of mutations: numbered, sent again until they are answered, applied once.
+
+use tandemfs::api::fs::{Batch, BatchReply, SESSION_SLOTS};
+use tandemfs::id::{Ino, SessionId};
+use tandemfs::tree::{Key, Mutation, NewNode, Record};
+use tandemfs::{Error, ErrorKind, Result};
+use tokio::time::{Instant, timeout_at};
+
+use super::check;
+use super::delegations::Created;
+use super::requests::Tries;
+use super::session::Session;
+
+/// Numbers for new inodes, which belong to the session that asked for them.
+#[derive(Default)]
+pub(super) struct Numbers {
+    pub(super) session: Option<SessionId>,
+    pub(super) next: u64,
+    pub(super) end: u64,
+}
+
+/// A batch's number; gives it back when it is dropped.
+struct Slot<'a> {
+    session: &'a Session,
+    id: SessionId,
+    run: u64,
+    sequence: u64,
+}
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        let mut state = self.session.state();
+        if state.grant.session == self.id {
+            state.outstanding.remove(&self.sequence);
+        }
+        drop(state);
+        self.session.slot_free.notify_waiters();
+    }
+}
+
+impl Session {
+    /// Commits mutations as one batch and caches what they wrote.
+    ///
+    /// # Errors
+    /// Those of the rules; `Stale` when the session ended and nobody can say whether the batch was applied;
+    /// `SessionEnded` when the session ended before a [`Mutation::Create`], whose inode number is not ours any more.
+    pub async fn commit(&self, mutations: Vec<Mutation>, victim: Option<Ino>) -> Result<BatchReply> {
+        self.commit_in(None, mutations, victim).await
+    }
+
+    /// The same, but if `only` is given, in that session or not at all: what was written under a lock counts while the lock is held.
+    ///
+    /// # Errors
+    /// As [`Session::commit`]; `Stale` when the session has ended.
+    pub(super) async fn commit_in(
+        &self,
+        only: Option<SessionId>,
+        mutations: Vec<Mutation>,
+        victim: Option<Ino>,
+    ) -> Result<BatchReply> {
+        let again = mutations.iter().all(|mutation| {
+            matches!(
+                mutation,
+                Mutation::Write { .. }
+                    | Mutation::PunchHole { .. }
+                    | Mutation::SetAttributes { .. }
+                    | Mutation::Accessed { .. }
+                    | Mutation::Reap { .. }
+            )
+        });
+        let creates = mutations.iter().any(|mutation| matches!(mutation, Mutation::Create { .. }));
+        let removes = mutations.iter().any(|mutation| {
+            matches!(
+                mutation,
+                Mutation::Unlink { .. } | Mutation::RemoveDirectory { .. } | Mutation::Rename { .. }
+            )
+        });
+        let delegates: Vec<Ino> = mutations
+            .iter()
+            .filter_map(|mutation| match mutation {
+                Mutation::Create { ino, node: NewNode::File, .. } => Some(*ino),
+                _ => None,
+            })
+            .collect();
+        let mut tries = Tries::begin();
+        let mut uncertain = false;
+        let _removal = victim.map(|ino| self.opens.removing(ino));
+        let mut batch = Batch { sequence: 0, mutations, held: Vec::new(), delegates };
+        'session: loop {
+            let slot = self.slot(tries.start + self.offline_timeout).await?;
+            if only.is_some_and(|only| only != slot.id) {
+                return Err(Error::stale("the lock under which this was done was lost with the session"));
+            }
+            batch.sequence = slot.sequence;
+            batch.held = if removes { self.opens.held(victim) } else { Vec::new() };
+            let request = self.cache.begin();
+            let created: Vec<_> = batch
+                .delegates
+                .iter()
+                .filter_map(|ino| self.delegations.creating(*ino, slot.id, slot.run))
+                .collect();
+            loop {
+                let sent = Instant::now();
+                match self.remote.batch(slot.id, &batch).await {
+                    Ok(reply) => {
+                        self.heard(sent);
+                        self.caught_up().await;
+                        check::batch(&reply)?;
+                        for (key, record) in &reply.records {
+                            match (key, record) {
+                                (Key::Inode(ino), Some(Record::Inode(inode)))
+                                    if inode.nlink == 0 && batch.held.contains(ino) =>
+                                {
+                                    self.opens.orphaned(*ino);
+                                }
+                                (Key::Inode(ino), None) => self.delegations.gone(*ino),
+                                _ => (),
+                            }
+                        }
+                        created.iter().for_each(Created::given);
+                        request.accept_change(reply.version, reply.records.iter().cloned());
+                        return Ok(reply);
+                    }
+                    Err(error) if error.kind() == ErrorKind::SessionEnded => {
+                        self.ended(slot.id);
+                        if uncertain && !again {
+                            return Err(Error::stale("the session ended while a change was under way"));
+                        }
+                        self.renewed(slot.id, tries.start + self.offline_timeout).await?;
+                        tries.rest(None).await;
+                        if creates {
+                            return Err(error);
+                        }
+                        continue 'session;
+                    }
+                    Err(error) => {
+                        uncertain |= error.kind().is_retryable();
+                        self.caught_up().await;
+                        self.try_again(error, &mut tries).await?;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The next number for a batch, when the one that lies [`SESSION_SLOTS`] before it has been answered.
+    async fn slot(&self, give_up: Instant) -> Result<Slot<'_>> {
+        loop {
+            let mut freed = std::pin::pin!(self.slot_free.notified());
+            freed.as_mut().enable();
+            {
+                let mut state = self.state();
+                state.allowed()?;
+                let next = state.sequence + 1;
+                let room = state.outstanding.first().is_none_or(|oldest| next < oldest + SESSION_SLOTS);
+                if room && !state.ended {
+                    state.sequence = next;
+                    state.outstanding.insert(next);
+                    let (id, run) = (state.grant.session, state.grant.run);
+                    return Ok(Slot { session: self, id, run, sequence: next });
+                }
+            }
+            if timeout_at(give_up, freed).await.is_err() {
+                return Err(Error::timed_out("the daemon is away"));
+            }
+        }
+    }
+
+    /// A number for a new inode.
+    ///
+    /// # Errors
+    /// As `Session::until_answered`.
+    pub async fn new_ino(&self) -> Result<Ino> {
+        let mut numbers = self.numbers.lock().await;
+        if numbers.next >= numbers.end || numbers.session != Some(self.id()) {
+            let (session, range) = self
+                .until_answered(|id| {
+                    Box::pin(async move { self.remote.inodes(id).await.map(|range| (id, range)) })
+                })
+                .await?;
+            check::numbers(range)?;
+            let next = range.first.0;
+            *numbers = Numbers { session: Some(session), next, end: next.saturating_add(range.count) };
+        }
+        let ino = Ino(numbers.next);
+        numbers.next += 1;
+        Ok(ino)
+    }
+}
