@@ -134,6 +134,9 @@ impl Session {
                         continue 'session;
                     }
                     Err(error) => {
+                        if uncertain && !error.kind().is_retryable() {
+                            log::info!("a batch that was sent more than once is refused: {error}");
+                        }
                         uncertain |= error.kind().is_retryable();
                         self.caught_up().await;
                         self.try_again(error, &mut tries).await?;
