@@ -85,11 +85,26 @@ impl Fs {
         inode.map(Some).ok_or_else(|| Error::corrupt("an entry without an inode"))
     }
 
-    /// mkdir, mknod, symlink, and the first half of create.
+    /// mkdir, mknod, symlink.
     ///
     /// # Errors
     /// Those of the rules and of the daemon.
     pub async fn make(
+        &self,
+        by: Credentials,
+        parent: Ino,
+        name: &[u8],
+        node: NewNode,
+        mode: Mode,
+    ) -> Result<Stat> {
+        let stat = self.make_held(by, parent, name, node, mode).await?;
+        self.session.let_go(stat.inode.ino).await;
+        Ok(stat)
+    }
+
+    /// The same, and holds what was made. Another mount may remove it as soon as it is there, and the kernel, which goes on to open it,
+    /// would take `Stale` for a reason to begin again, and find with O_EXCL that the name is taken.
+    async fn make_held(
         &self,
         by: Credentials,
         parent: Ino,
@@ -112,17 +127,23 @@ impl Fs {
                 by,
                 time: self.clock.now(),
             };
-            match self.session.commit(vec![create], None).await {
-                Ok(reply) => {
+            self.session.opens.add(ino);
+            let made = self.session.commit(vec![create], None).await.and_then(|reply| {
+                written(&reply, ino).ok_or_else(|| Error::corrupt("a create without an inode"))
+            });
+            let error = match made {
+                Ok(inode) => {
                     self.data.return_superfluous();
-                    let inode =
-                        written(&reply, ino).ok_or_else(|| Error::corrupt("a create without an inode"))?;
                     return Ok(self.stat(inode));
                 }
-                // The number was of a session that has ended; nothing was made.
-                Err(error) if error.kind() == ErrorKind::SessionEnded && tries > 0 => tries -= 1,
-                Err(error) => return Err(error),
+                Err(error) => error,
+            };
+            self.session.let_go(ino).await;
+            // The number was of a session that has ended; nothing was made.
+            if error.kind() != ErrorKind::SessionEnded || tries == 0 {
+                return Err(error);
             }
+            tries -= 1;
         }
     }
 
@@ -148,9 +169,10 @@ impl Fs {
         mode: Mode,
         flags: i32,
     ) -> Result<(Stat, u64)> {
-        match self.make(by, parent, name, NewNode::File, mode).await {
+        match self.make_held(by, parent, name, NewNode::File, mode).await {
             Ok(stat) => {
                 let handle = self.open_handle(stat.inode.ino, flags);
+                self.session.let_go(stat.inode.ino).await;
                 Ok((stat, handle))
             }
             Err(error) if error.kind() == ErrorKind::AlreadyExists && flags & libc::O_EXCL == 0 => {
