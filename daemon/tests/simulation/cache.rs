@@ -1,6 +1,7 @@
 //! A client's cache of records, kept by the rules that a mount follows.
 
 use std::collections::{BTreeMap, BTreeSet};
+use tandemfs::id::Ino;
 use tandemfs::tree::{Key, Record};
 use tokio::time::Instant;
 
@@ -19,6 +20,7 @@ pub struct Cache {
 #[derive(Debug, Default)]
 struct Dropped {
     keys: BTreeSet<Key>,
+    files: BTreeSet<Ino>,
     all: bool,
 }
 
@@ -56,7 +58,9 @@ impl Cache {
         }
         for (key, record) in records {
             let is_newer = self.records.get(key).is_none_or(|(held, _)| *held <= version);
-            if is_newer && !dropped.keys.contains(key) {
+            let is_dropped =
+                dropped.keys.contains(key) || file_of(key).is_some_and(|ino| dropped.files.contains(&ino));
+            if is_newer && !is_dropped {
                 self.records.insert(key.clone(), (version, record.clone()));
             }
         }
@@ -72,6 +76,14 @@ impl Cache {
         }
     }
 
+    /// A file was delegated to somebody else.
+    pub fn drop_file(&mut self, ino: Ino) {
+        self.records.retain(|key, _| file_of(key) != Some(ino));
+        for dropped in self.under_way.values_mut() {
+            dropped.files.insert(ino);
+        }
+    }
+
     /// Nothing that is held counts any more.
     pub fn drop_all(&mut self) {
         self.records.clear();
@@ -83,5 +95,13 @@ impl Cache {
     /// The process that made the requests is gone.
     pub fn forget_requests(&mut self) {
         self.under_way.clear();
+    }
+}
+
+/// The file that a record belongs to.
+fn file_of(key: &Key) -> Option<Ino> {
+    match key {
+        Key::Inode(ino) | Key::Chunk(ino, _) => Some(*ino),
+        _ => None,
     }
 }

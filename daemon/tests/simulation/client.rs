@@ -4,7 +4,7 @@
 //! had under way is then in doubt, and must be found done or not done.
 
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tandemfs::api::fs::{Batch, BatchReply, OpenSession, Read, ReadReply, ResumeSession, SessionGrant};
@@ -48,6 +48,9 @@ pub struct State {
     pub shown: Option<(SessionId, u64, u64)>,
     /// Files that it holds open, with what is in those that nobody can change any more.
     pub held: BTreeMap<Ino, Option<Arc<Vec<u8>>>>,
+    /// Files that are delegated to it, and since when; and those that it has asked for.
+    pub delegated: BTreeMap<Ino, Instant>,
+    pub asked: BTreeSet<Ino>,
     /// Does nothing, and answers no event, until then.
     pub stalled: Option<Instant>,
     /// What was left of the lease when the daemon died.
@@ -91,6 +94,8 @@ impl Client {
             cache: Cache::default(),
             shown: None,
             held: BTreeMap::new(),
+            delegated: BTreeMap::new(),
+            asked: BTreeSet::new(),
             stalled: None,
             lease_left: None,
         };
@@ -119,12 +124,20 @@ impl Client {
         state.cache.lease = state.lease_left.take().map(|left| now + left);
     }
 
+    /// Relies on nothing any more.
+    pub fn let_loose(&self) {
+        let mut state = self.state();
+        state.cache.drop_all();
+        state.delegated.clear();
+    }
+
     /// The machine of the client is gone, and with it all that was not done.
     pub fn vanish(&self) {
         let mut state = self.state();
         state.session = None;
         state.cache = Cache::default();
         state.held.clear();
+        state.delegated.clear();
         state.pending = None;
     }
 }
@@ -149,12 +162,16 @@ impl State {
             self.cache.drop_all();
             self.cache.lease = None;
             self.held.clear();
+            self.delegated.clear();
         }
     }
 
     fn granted(&mut self, grant: &SessionGrant, sent: Instant) {
         let lease = Duration::from_millis(grant.lease_ms);
         let before = self.session.take().filter(|held| held.id == grant.session);
+        if before.is_none() {
+            self.delegated.clear();
+        }
         if before.as_ref().is_none_or(|held| held.run != grant.run) {
             self.cache.drop_all();
         }
@@ -245,11 +262,9 @@ impl Mount {
     async fn resume(&self, session: &Session) {
         let sent = Instant::now();
         let held: Vec<Ino> = self.client.state().held.keys().copied().collect();
+        let delegations = self.client.state().delegated.keys().copied().collect();
         note!(self.world.trace, "client {} will resume {} with {held:?}", self.client.number, session.id);
-        match self
-            .call("resume", self.parts.resume(session.id, ResumeSession { held, delegations: Vec::new() }))
-            .await
-        {
+        match self.call("resume", self.parts.resume(session.id, ResumeSession { held, delegations })).await {
             Called::Answered(grant) => {
                 note!(self.world.trace, "client {} resumes session {}", self.client.number, grant.session);
                 self.client.state().granted(&grant, sent);
@@ -295,8 +310,12 @@ impl Mount {
 
     /// Reads records from the daemon, past the cache, and takes them into it.
     pub async fn read(&self, session: &Session, wants: Vec<Want>) -> Called<ReadReply> {
+        let asked = Instant::now();
         let request = self.client.state().cache.begin();
         let called = self.answer(session, "read", self.parts.read(session.id, Read { wants })).await;
+        if let Called::Answered((reply, _)) = &called {
+            reply.answers.iter().for_each(|answer| self.may_be_shown(asked, &answer.records));
+        }
         let mut state = self.client.state();
         let (called, last) = match called {
             Called::Answered((reply, last)) => (Called::Answered(reply), last),

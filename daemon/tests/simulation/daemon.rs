@@ -14,7 +14,8 @@ use tandemd::work::Jobs;
 use tandemfs::api::admin::{Job, JobState};
 use tandemfs::api::files::NodeState;
 use tandemfs::api::fs::{
-    Ack, Batch, BatchReply, Event, InodeRange, OpenSession, Read, ReadReply, ResumeSession, SessionGrant,
+    Ack, Batch, BatchReply, DelegationRequest, Event, InodeRange, OpenSession, Read, ReadReply,
+    ResumeSession, SessionGrant,
 };
 use tandemfs::api::users::Role;
 use tandemfs::block::Draft;
@@ -94,6 +95,11 @@ impl Parts {
     pub async fn read(&self, session: SessionId, read: Read) -> Result<(ReadReply, Option<u64>)> {
         let reply = self.sessions.read(&self.caller, session, &read).await?;
         Ok((reply, self.sessions.last_event(session)))
+    }
+
+    /// Answers the run in which it counts.
+    pub async fn delegation(&self, session: SessionId, request: DelegationRequest) -> Result<u64> {
+        Ok(self.sessions.delegation(&self.caller, session, &request).await?.run)
     }
 
     pub async fn inodes(&self, session: SessionId) -> Result<InodeRange> {

@@ -50,6 +50,9 @@ async fn follow(mount: &Mount, session: SessionId, events: crate::daemon::Events
         }
         let (number, held) = carry_out(mount, session, &event);
         acknowledge(mount, session, number, held).await;
+        if let Event::Recall { inos, .. } = event {
+            tokio::spawn(mount.clone().recalled(session, inos));
+        }
     }
 }
 
@@ -82,8 +85,12 @@ fn carry_out(mount: &Mount, of: SessionId, event: &Event) -> (u64, Vec<Ino>) {
             state.cache.drop_keys(keys);
             (*number, orphans.iter().copied().filter(|ino| state.held.contains_key(ino)).collect())
         }
-        // These clients take no delegations, so nobody is told of one.
-        Event::Delegated { number, .. } | Event::Recall { number, .. } | Event::DropAll { number, .. } => {
+        Event::Delegated { number, ino, .. } => {
+            state.cache.drop_file(*ino);
+            (*number, Vec::new())
+        }
+        Event::Recall { number, .. } => (*number, Vec::new()),
+        Event::DropAll { number, .. } => {
             state.cache.drop_all();
             (*number, state.held.keys().copied().collect())
         }

@@ -11,6 +11,7 @@ mod cache;
 mod chaos;
 mod client;
 mod daemon;
+mod delegations;
 mod engine;
 mod history;
 mod listener;

@@ -69,7 +69,8 @@ impl Mount {
             820..880 => self.read_upload().await,
             880..940 => self.read_all_of_other().await,
             940..965 => self.read_held().await,
-            965..980 => self.let_go().await,
+            965..975 => self.let_go().await,
+            975..980 => self.take_one().await,
             980..990 => self.hang().await,
             990..994 => self.leave().await,
             _ => self.breathe(300).await,
@@ -366,6 +367,17 @@ impl Mount {
         self.carry_through(&session).await;
     }
 
+    /// Has one of the client's files delegated to it, or another's.
+    async fn take_one(&self) {
+        let of = self.client.state().random.below(self.world.clients.len() as u64) as usize;
+        let files: Vec<Ino> = self.world.history(of).done().files.keys().copied().collect();
+        if files.is_empty() {
+            return;
+        }
+        let ino = *self.client.state().random.pick(&files);
+        self.take(ino).await;
+    }
+
     /// The machine hangs for a while; perhaps longer than the lease.
     async fn hang(&self) {
         let until = {
@@ -386,7 +398,7 @@ impl Mount {
         if let Some(session) = session.filter(|session| session.is_attached)
             && self.client.state().random.chance(500)
         {
-            self.client.state().cache.drop_all();
+            self.client.let_loose();
             let _ = self.call("close", self.parts.close(session.id)).await;
         }
         note!(self.world.trace, "client {} is gone", self.client.number);
@@ -397,7 +409,7 @@ impl Mount {
     async fn retire(&self) {
         while !self.world.trace.is_violated() {
             let Some(session) = self.client.state().session.clone() else { return };
-            self.client.state().cache.drop_all();
+            self.client.let_loose();
             match self.call("close", self.parts.close(session.id)).await {
                 Called::InDoubt => self.breathe(50).await,
                 _ => self.client.vanish(),
