@@ -146,6 +146,10 @@ impl Fs {
                 true => None,
                 false => Some(self.session.delegated(file.ino).await?),
             };
+            if !how.from_cache {
+                // Else the session may be over, and others be shown the file.
+                self.session.ready().await?;
+            }
             let at = if how.append { self.end(&file).await? } else { offset };
             if self.data.write(&file.data, at, data, how).await? {
                 break at;
@@ -163,7 +167,6 @@ impl Fs {
 
     /// Where a file ends that is delegated to this session.
     async fn end(&self, file: &OpenFile) -> Result<u64> {
-        self.session.ready().await?;
         // In this order: what becomes part of the file after the first is seen in the second.
         let end = file.data.end();
         Ok(self.inode(file.ino).await?.size.max(end))
@@ -173,7 +176,7 @@ impl Fs {
     pub fn write_at_once(&self, handle: u64, offset: u64, data: &[u8], how: How) -> Option<Result<Written>> {
         let file = self.usable(handle).ok()?;
         let waits = self.options.sync || file.flags & libc::O_DSYNC != 0;
-        if waits || how.append || how.from_cache {
+        if waits || how.append || how.from_cache || !self.session.is_ready() {
             return None;
         }
         let check = || {

@@ -177,6 +177,8 @@ impl Session {
         let give_up = Instant::now() + self.offline_timeout;
         loop {
             let (id, reply) = self.ask_for_lock(request).await?;
+            // The answer may have lain here, with this process stopped, while the lease passed, and with it the session.
+            self.ready().await?;
             {
                 let mut inner = self.locks.inner();
                 if (id, reply.run) == (inner.session, inner.run) {

@@ -76,6 +76,10 @@ impl State {
         self.denied.as_ref().map_or(Ok(()), |error| Err(error.duplicate()))
     }
 
+    fn is_ready(&self) -> bool {
+        !self.ended && (self.refused || Instant::now() < self.lease_until)
+    }
+
     /// The daemon has taken the session up.
     pub(super) fn taken_up(&mut self, grant: SessionGrant, sent: Instant) {
         self.lease_until = sent + lease(&grant);
@@ -254,16 +258,20 @@ impl Session {
         self.state().allowed()
     }
 
-    /// Waits until what is cached may be used: the lease lives, or nobody is there who could change anything.
+    /// Whether what is cached may be used, and what is delegated: the lease lives, or nobody is there who could change anything.
+    pub fn is_ready(&self) -> bool {
+        self.state().is_ready()
+    }
+
+    /// Waits until [`Session::is_ready`].
     ///
     /// # Errors
     /// `TimedOut` after `offline_timeout`; as [`Session::allowed`].
     pub async fn ready(&self) -> Result<()> {
-        let valid = |state: &State| !state.ended && (state.refused || Instant::now() < state.lease_until);
         {
             let state = self.state();
             state.allowed()?;
-            if valid(&state) {
+            if state.is_ready() {
                 return Ok(());
             }
         }
@@ -273,7 +281,7 @@ impl Session {
             {
                 let state = self.state();
                 state.allowed()?;
-                if valid(&state) {
+                if state.is_ready() {
                     return Ok(());
                 }
             }

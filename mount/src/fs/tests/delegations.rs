@@ -211,3 +211,21 @@ async fn a_file_is_returned_when_nobody_uses_it_and_is_not_used_until_then() {
     assert_eq!(timeout(wait, &mut seen).await.unwrap().unwrap().inode.size, 4);
     timeout(wait, &mut third).await.unwrap().unwrap();
 }
+
+/// As when the process was stopped: others may have been shown the file meanwhile, without what is written now.
+#[tokio::test(start_paused = true)]
+async fn a_write_is_answered_only_while_the_lease_lives() {
+    let daemon = Arc::new(Daemon::default());
+    let one = mount(&daemon).await;
+    let ino = make(&one, "f", b"").await;
+    let handle = one.open_file(ROOT, ino, libc::O_RDWR).await.unwrap();
+    one.write(handle, 0, b"before", How::default()).await.unwrap();
+    assert!(one.write_at_once(handle, 6, b" and", How::default()).is_some());
+    one.session.state().lease_until = tokio::time::Instant::now();
+    assert!(one.write_at_once(handle, 10, b" after", How::default()).is_none());
+    let mut write = std::pin::pin!(one.write(handle, 10, b" after", How::default()));
+    assert!(timeout(Duration::from_millis(100), &mut write).await.is_err());
+    // The session goes on, and so does the write.
+    write.await.unwrap();
+    assert_eq!(one.read(handle, 0, 100).await.unwrap(), &b"before and after"[..]);
+}
