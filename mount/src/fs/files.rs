@@ -147,8 +147,9 @@ impl Fs {
                 false => Some(self.session.delegated(file.ino).await?),
             };
             if !how.from_cache {
-                // Else the session may be over, and others be shown the file.
+                // Else the session may be over, and others be shown the file; or have had the lock under which this is written.
                 self.session.ready().await?;
+                self.check_lost(&file)?;
             }
             let at = if how.append { self.end(&file).await? } else { offset };
             if self.data.write(&file.data, at, data, how).await? {

@@ -229,3 +229,19 @@ async fn a_claim_that_comes_too_late_is_a_loss() {
     sleep(Duration::from_secs(1)).await;
     is_lost(&one, stat.inode.ino, first).await;
 }
+
+/// As when the process was stopped for longer than its lease, and goes on in the middle of a program's critical section.
+#[tokio::test(start_paused = true)]
+async fn a_write_that_waits_for_the_session_is_not_made_when_the_lock_is_lost_with_it() {
+    let daemon = Arc::new(Daemon::default());
+    let one = mount(&daemon).await;
+    let (stat, first) = one.create(ROOT, Ino::ROOT, b"file", 0o644.into(), libc::O_RDWR).await.unwrap();
+    put(&one, first, b"of the next").await.unwrap();
+    one.fsync(first).await.unwrap();
+    assert_eq!(attempt(&one, first, 1, write(0, 9)).await, Locked::Granted);
+    daemon.fence_all();
+    one.session.state().lease_until = tokio::time::Instant::now();
+    let error = one.write(first, 0, b"stale", How::default()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Stale);
+    is_lost(&one, stat.inode.ino, first).await;
+}
