@@ -16,8 +16,8 @@
 //! | `GET /fs/v1/sessions/<id>/blocks/<block>` | | the bytes, or those of `Range` |
 //! | `DELETE /fs/v1/sessions/<id>` | | 204 |
 //!
-//! Bodies are JSON or, by `Content-Type` and `Accept`, the compact encoding of [`crate::codec`]. Answers to batches, reads, delegations
-//! and locks carry [`LAST_EVENT`](super::LAST_EVENT), refusals as well.
+//! Bodies are JSON or, by `Content-Type` and `Accept`, the compact encoding of [`crate::codec`]. Answers to batches, reads and
+//! delegations carry [`LAST_EVENT`](super::LAST_EVENT), refusals as well.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;

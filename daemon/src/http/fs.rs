@@ -46,12 +46,7 @@ pub(super) fn routes() -> OpenApiRouter<App> {
 }
 
 /// Answers a session, and says what it was told before.
-fn answer<T: Serialize>(
-    app: &App,
-    session: u64,
-    accepts: Accepts,
-    reply: tandemfs::Result<T>,
-) -> Result<Response, Problem> {
+fn answer<T: Serialize>(app: &App, session: u64, accepts: Accepts, reply: tandemfs::Result<T>) -> Response {
     let answer = reply.map_err(Problem::from).and_then(|reply| accepts.answer(&reply));
     let mut answer = answer.unwrap_or_else(IntoResponse::into_response);
     // Now, for it must count all that the reply shows.
@@ -60,7 +55,7 @@ fn answer<T: Serialize>(
     {
         answer.headers_mut().insert(LAST_EVENT, value);
     }
-    Ok(answer)
+    answer
 }
 
 /// Open a session on a volume.
@@ -147,7 +142,7 @@ async fn batch(
     accepts: Accepts,
     Path(session): Path<u64>,
     Wire(batch): Wire<Batch>,
-) -> Result<Response, Problem> {
+) -> Response {
     let reply = app.sessions.batch(&caller, SessionId(session), batch).await;
     answer(&app, session, accepts, reply)
 }
@@ -162,7 +157,7 @@ async fn read(
     accepts: Accepts,
     Path(session): Path<u64>,
     Wire(read): Wire<Read>,
-) -> Result<Response, Problem> {
+) -> Response {
     let reply = app.sessions.read(&caller, SessionId(session), &read).await;
     answer(&app, session, accepts, reply)
 }
@@ -177,7 +172,7 @@ async fn delegation(
     accepts: Accepts,
     Path(session): Path<u64>,
     Wire(request): Wire<DelegationRequest>,
-) -> Result<Response, Problem> {
+) -> Response {
     let reply = app.sessions.delegation(&caller, SessionId(session), &request).await;
     answer(&app, session, accepts, reply)
 }

@@ -263,7 +263,7 @@ impl Fs {
     /// getattr.
     ///
     /// # Errors
-    /// `NotFound`, those of the daemon.
+    /// `Stale` for what is gone, those of the daemon.
     pub async fn getattr(&self, ino: Ino) -> Result<Stat> {
         self.session.ready().await?;
         let unsent = self.unsent(ino);

@@ -85,11 +85,6 @@ impl Opens {
         opens.remove(&ino).map(|open| open.orphan)
     }
 
-    /// Whether it is open.
-    pub fn is_open(&self, ino: Ino) -> bool {
-        self.lock().contains_key(&ino)
-    }
-
     /// Whether it is open and has no links.
     pub fn is_orphan(&self, ino: Ino) -> bool {
         self.lock().get(&ino).is_some_and(|open| open.orphan)
