@@ -14,7 +14,7 @@ pub const WAITS_MAX: usize = 512;
 const DEADLOCK_STEPS_MAX: usize = 256;
 
 /// All locks of some files. `O` tells owners apart: an owner's own locks never stand against each other.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct LockTable<O> {
     /// Those of one owner neither overlap nor touch, unless their kinds differ.
     files: BTreeMap<Ino, Vec<(O, Lock)>>,
@@ -81,6 +81,20 @@ impl<O: Copy + Ord> LockTable<O> {
     /// `Full`; nothing has changed then.
     pub fn set(&mut self, ino: Ino, owner: O, lock: Lock) -> Result<(), Refusal> {
         self.replace(ino, owner, (lock.start, lock.end), Some(lock))
+    }
+
+    /// What an owner has in a lock's range keeps out no more than that lock does.
+    ///
+    /// # Errors
+    /// `Full` when that would leave more locks than there may be.
+    pub fn weaken(&mut self, ino: Ino, owner: O, to: Lock) -> Result<(), Refusal> {
+        let held: Vec<_> = self.files.get(&ino).into_iter().flatten().copied().collect();
+        let theirs = held.into_iter().filter(|(other, held)| *other == owner && conflict(held, &to));
+        for (_, held) in theirs.filter(|_| to.kind == LockKind::Read) {
+            let (start, end) = (held.start.max(to.start), held.end.min(to.end));
+            self.set(ino, owner, Lock { start, end, ..to })?;
+        }
+        Ok(())
     }
 
     /// Takes away what an owner has in `start..=end`.

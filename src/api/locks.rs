@@ -83,8 +83,12 @@ pub enum LockRequest {
     Claim {
         /// The daemon's run that the claim is for.
         run: u64,
-        /// All locks.
+        /// All locks that were granted.
         locks: Vec<HeldLock>,
+        /// What was asked for and not answered: another may have seen it granted. Held again where nobody claims what stands against
+        /// it.
+        #[serde(default)]
+        asked: Vec<HeldLock>,
     },
 }
 

@@ -185,3 +185,15 @@ fn a_circle_of_waits_is_a_deadlock_and_a_chain_is_none() {
     table.wait(FILE, 1, write(0, 9), None).unwrap();
     assert_eq!(table.wait(FILE, 2, write(0, 9), None), Err(Refusal::Deadlock));
 }
+
+#[test]
+fn weakening_takes_from_a_lock_and_adds_to_none() {
+    let mut table = LockTable::default();
+    table.set(FILE, 1, write(2, 5)).unwrap();
+    table.set(FILE, 2, write(7, 9)).unwrap();
+    table.weaken(FILE, 1, write(0, 9)).unwrap();
+    table.weaken(FILE, 1, read(4, 9)).unwrap();
+    let mut left: Vec<_> = table.locks().map(|(_, owner, lock)| (owner, lock)).collect();
+    left.sort_unstable_by_key(|(_, lock)| lock.start);
+    assert_eq!(left, [(1, write(2, 3)), (1, read(4, 5)), (2, write(7, 9))]);
+}

@@ -61,8 +61,12 @@ async fn set_waiting(world: &World, id: SessionId, wanted: HeldLock) -> LockOutc
 }
 
 async fn claim(world: &World, id: SessionId, locks: Vec<HeldLock>) -> LockOutcome {
+    claim_with(world, id, locks, Vec::new()).await
+}
+
+async fn claim_with(world: &World, id: SessionId, locks: Vec<HeldLock>, asked: Vec<HeldLock>) -> LockOutcome {
     let resumed = world.sessions.resume(&world.caller, id, &ResumeSession::default()).await.unwrap();
-    ask(world, id, LockRequest::Claim { run: resumed.run, locks }).await.unwrap()
+    ask(world, id, LockRequest::Claim { run: resumed.run, locks, asked }).await.unwrap()
 }
 
 /// Keeps sessions alive for as long as something takes.
@@ -226,7 +230,7 @@ async fn locks_outlive_a_restart_if_they_are_claimed() {
     assert_eq!(ask(&world, two, LockRequest::Test(read())).await.unwrap(), LockOutcome::Recovering);
     let early = ask(&world, one, LockRequest::Unlock { ino: FILE, owner: 1, start: 0, end: 9 }).await;
     assert_eq!(early.unwrap(), LockOutcome::Recovering);
-    let other_run = LockRequest::Claim { run: 999, locks: Vec::new() };
+    let other_run = LockRequest::Claim { run: 999, locks: Vec::new(), asked: Vec::new() };
     assert_eq!(ask(&world, one, other_run).await.unwrap_err().kind(), ErrorKind::Stale);
     assert_eq!(claim(&world, one, vec![write()]).await, LockOutcome::Done);
     assert!(matches!(set(&world, two, read()).await, LockOutcome::Held { .. }));
@@ -234,6 +238,20 @@ async fn locks_outlive_a_restart_if_they_are_claimed() {
     assert_eq!(claim(&world, one, vec![write()]).await, LockOutcome::Done);
     unlock(&world, one, 1).await;
     assert_eq!(set(&world, two, read()).await, LockOutcome::Done);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_only_asked_for_is_held_after_a_restart_where_nobody_claims_what_stands_against_it() {
+    let world = World::new().await;
+    let (one, two) = (world.session().await.session, world.session().await.session);
+    let world = world.restart().await;
+    let asked = vec![held(1, LockKind::Write, 0, 9), held(2, LockKind::Write, 20, 29)];
+    assert_eq!(claim_with(&world, one, Vec::new(), asked).await, LockOutcome::Done);
+    assert_eq!(claim(&world, two, vec![held(1, LockKind::Read, 5, 5)]).await, LockOutcome::Done);
+    assert_eq!(set(&world, two, held(1, LockKind::Write, 0, 9)).await, LockOutcome::Done);
+    assert!(matches!(set(&world, two, held(1, LockKind::Read, 25, 40)).await, LockOutcome::Held { .. }));
+    world.sessions.close(&world.caller, one).await.unwrap();
+    assert_eq!(set(&world, two, held(1, LockKind::Read, 25, 40)).await, LockOutcome::Done);
 }
 
 #[tokio::test(start_paused = true)]

@@ -35,6 +35,8 @@ struct Inner {
     unclaimed: BTreeSet<SessionId>,
     /// Those that did not claim in time: others may have had their locks since.
     late: BTreeSet<SessionId>,
+    /// What sessions had asked for in the run before, and were perhaps granted.
+    asked: Vec<(SessionId, HeldLock)>,
 }
 
 /// A place in the queue; left when this is dropped.
@@ -76,6 +78,7 @@ impl Locks {
         let mut inner = self.inner();
         let late = std::mem::take(&mut inner.unclaimed);
         inner.late.extend(late);
+        inner.take_asked();
         drop(inner);
         self.changed();
     }
@@ -86,6 +89,8 @@ impl Locks {
         inner.unclaimed.remove(&session);
         inner.late.remove(&session);
         inner.table.release(|(theirs, _)| theirs == session);
+        inner.asked.retain(|(theirs, _)| *theirs != session);
+        inner.take_asked();
         drop(inner);
         self.changed();
     }
@@ -132,18 +137,23 @@ impl Locks {
             LockRequest::Claim { run: meant, .. } if meant != run => {
                 Err(Error::stale("the daemon was started anew in the meantime"))
             }
-            LockRequest::Claim { locks, .. } => self.claim(session, &locks),
+            LockRequest::Claim { locks, asked, .. } => self.claim(session, &locks, asked),
         }
     }
 
-    /// Takes all of the locks that a session of the run before has held, or none.
-    fn claim(&self, session: SessionId, locks: &[HeldLock]) -> Result<LockOutcome> {
-        for held in locks {
+    /// Takes all of the locks that a session of the run before has held, or none. What it had only asked for is taken when all have
+    /// claimed, where nothing stands against it: others may have been refused because of it.
+    fn claim(&self, session: SessionId, locks: &[HeldLock], asked: Vec<HeldLock>) -> Result<LockOutcome> {
+        for held in locks.iter().chain(&asked) {
             check(held.lock.start, held.lock.end)?;
         }
         let mut inner = self.inner();
-        inner.unclaimed.remove(&session);
+        let is_awaited = inner.unclaimed.remove(&session);
         let kept = locks.is_empty() || (!inner.late.contains(&session) && inner.take(session, locks));
+        if is_awaited && kept {
+            inner.asked.extend(asked.into_iter().map(|held| (session, held)));
+        }
+        inner.take_asked();
         drop(inner);
         self.changed();
         Ok(if kept { LockOutcome::Done } else { LockOutcome::Lost })
@@ -227,6 +237,19 @@ impl Inner {
             self.table.release(|(theirs, _)| theirs == session);
         }
         taken
+    }
+
+    /// Once nobody is waited for: takes what was perhaps granted.
+    fn take_asked(&mut self) {
+        if !self.unclaimed.is_empty() {
+            return;
+        }
+        for (session, held) in std::mem::take(&mut self.asked) {
+            if self.blocker(session, held, None).is_none() {
+                // Without room it is not held; whoever asked asks again.
+                let _done = self.table.set(held.ino, (session, held.owner), held.lock);
+            }
+        }
     }
 }
 

@@ -53,6 +53,8 @@ struct Inner {
     session: SessionId,
     run: u64,
     table: LockTable<u64>,
+    /// What each owner has asked for and has no answer to: it may be done, and others may have seen that.
+    asked: BTreeMap<u64, LockRequest>,
     /// The handle that each owner has used last: with it go its locks. All owners are here that may hold something.
     handles: BTreeMap<(Ino, u64), u64>,
     /// Counts lost sessions.
@@ -68,6 +70,7 @@ impl Locks {
             session: grant.session,
             run: grant.run,
             table: LockTable::default(),
+            asked: BTreeMap::new(),
             handles: BTreeMap::new(),
             losses: 0,
             lost: HashMap::new(),
@@ -116,11 +119,34 @@ impl Locks {
         (inner.session, inner.run) = (grant.session, grant.run);
     }
 
-    /// The daemon was started anew: all that is to be claimed. What the run before has granted and was not noted yet does not count.
-    fn to_claim(&self, grant: &SessionGrant) -> Vec<HeldLock> {
+    /// The daemon was started anew: what is to be claimed of it. What is being given up is not: the run before may have given it to
+    /// others, who claim it too.
+    fn to_claim(&self, grant: &SessionGrant) -> LockRequest {
         let mut inner = self.inner();
         (inner.session, inner.run) = (grant.session, grant.run);
-        inner.table.locks().map(|(ino, owner, lock)| HeldLock { ino, owner, lock }).collect()
+        let mut table = inner.table.clone();
+        let mut asked = Vec::new();
+        for (owner, request) in &inner.asked {
+            // It leaves no more than the daemon had room for.
+            match request {
+                LockRequest::Unlock { ino, start, end, .. } => {
+                    let _done = table.unlock(*ino, *owner, *start, *end);
+                }
+                LockRequest::Set { wanted, .. } => {
+                    let _done = table.weaken(wanted.ino, *owner, wanted.lock);
+                    asked.push(*wanted);
+                }
+                _ => {}
+            }
+        }
+        let locks = table.locks().map(|(ino, owner, lock)| HeldLock { ino, owner, lock }).collect();
+        LockRequest::Claim { run: grant.run, locks, asked }
+    }
+
+    /// An owner asks for a change, until the guard goes.
+    fn ask(&self, owner: u64, request: &LockRequest) -> Asked<'_> {
+        self.inner().asked.insert(owner, request.clone());
+        Asked { locks: self, owner }
     }
 
     /// Owners whose last handle of a file this is.
@@ -131,13 +157,25 @@ impl Locks {
     }
 }
 
+/// An owner's change is under way.
+struct Asked<'a> {
+    locks: &'a Locks,
+    owner: u64,
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        self.locks.inner().asked.remove(&self.owner);
+    }
+}
+
 impl Session {
     /// Tells a daemon that was started anew which locks the session holds.
     ///
     /// # Errors
     /// Those of the daemon: the session is to be taken up again.
     pub(super) async fn claim_locks(&self, grant: &SessionGrant) -> Result<()> {
-        let request = LockRequest::Claim { run: grant.run, locks: self.locks.to_claim(grant) };
+        let request = self.locks.to_claim(grant);
         let reply = timeout(interval(grant), self.remote.lock(grant.session, &request))
             .await
             .map_err(|_| Error::timed_out("claiming locks"))??;
@@ -174,6 +212,7 @@ impl Session {
         note: impl Fn(&mut Inner),
     ) -> Result<LockOutcome> {
         let _order = self.locks.orders[(owner % STRIPES as u64) as usize].lock().await;
+        let _asked = self.locks.ask(owner, request);
         let give_up = Instant::now() + self.offline_timeout;
         loop {
             let (id, reply) = self.ask_for_lock(request).await?;

@@ -55,6 +55,9 @@ pub(crate) struct Daemon {
     /// Batches wait here before they are applied.
     pub(crate) hold_batches: AtomicBool,
     pub(crate) release_batches: Notify,
+    /// What is asked about locks is done, but not answered before the release.
+    pub(crate) hold_lock_answers: AtomicBool,
+    pub(crate) release_lock_answers: Notify,
     pub(crate) batches: AtomicU64,
     pub(crate) reads: AtomicU64,
     /// Files that were taken, and that were returned.
@@ -75,6 +78,7 @@ struct State {
     delegations: BTreeMap<Ino, SessionId>,
     /// Sessions of the run before that have not claimed their locks.
     unclaimed: HashSet<SessionId>,
+    asked: Vec<(SessionId, HeldLock)>,
     /// Sessions of the run before that were not resumed.
     unresumed: HashSet<SessionId>,
     /// Claims come too late.
@@ -125,6 +129,7 @@ impl Default for State {
             locks: LockTable::default(),
             delegations: BTreeMap::new(),
             unclaimed: HashSet::new(),
+            asked: Vec::new(),
             unresumed: HashSet::new(),
             loses_claims: false,
             next_session: 1,
@@ -180,18 +185,24 @@ impl State {
 
     /// What comes of all but waiting, for which this gives the place.
     fn lock_outcome(&mut self, id: SessionId, request: &LockRequest) -> LockOutcome {
-        if let LockRequest::Claim { locks, .. } = request {
+        if let LockRequest::Claim { locks, asked, .. } = request {
             self.unclaimed.remove(&id);
-            if self.loses_claims {
+            if self.loses_claims || locks.iter().any(|held| self.blocker(id, held).is_some()) {
                 return LockOutcome::Lost;
             }
             for held in locks {
                 self.locks.set(held.ino, (id, held.owner), held.lock).unwrap();
             }
+            self.asked.extend(asked.iter().map(|held| (id, *held)));
             return LockOutcome::Done;
         }
         if !self.unclaimed.is_empty() {
             return LockOutcome::Recovering;
+        }
+        for (id, held) in std::mem::take(&mut self.asked) {
+            if self.blocker(id, &held).is_none() {
+                self.locks.set(held.ino, (id, held.owner), held.lock).unwrap();
+            }
         }
         match request {
             LockRequest::Test(wanted) => self.blocker(id, wanted).unwrap_or(LockOutcome::Done),
@@ -754,6 +765,10 @@ impl Remote for Daemon {
         let outcome = self.lock_outcome(session, request).await;
         self.session(session, |_| ())?;
         let run = self.state.lock().unwrap().run;
+        let release = self.release_lock_answers.notified();
+        if self.hold_lock_answers.load(Ordering::SeqCst) && !matches!(request, LockRequest::Claim { .. }) {
+            release.await;
+        }
         self.lossy(Ok(LockReply { run, outcome }))
     }
 

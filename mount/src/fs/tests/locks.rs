@@ -1,6 +1,7 @@
 //! Locks of two mounts of one daemon.
 
 use std::future::{pending, ready};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -137,6 +138,78 @@ async fn locks_outlive_a_restart_of_the_daemon() {
     assert_eq!(one.unlock(first, 1, 0, 9).await.unwrap(), Locked::Granted);
     assert_eq!(attempt(&two, second, 1, write(0, 9)).await, Locked::Granted);
     assert_eq!(two.read(second, 0, 100).await.unwrap(), "still mine");
+}
+
+/// Runs `call` with the answer of the daemon to what it asks about locks held back while `meanwhile` runs.
+async fn unanswered<T>(daemon: &Daemon, call: impl Future<Output = T>, meanwhile: impl AsyncFnOnce()) -> T {
+    daemon.hold_lock_answers.store(true, Ordering::SeqCst);
+    let mut call = pin!(call);
+    assert!(timeout(Duration::from_millis(100), &mut call).await.is_err(), "it has the answer");
+    daemon.hold_lock_answers.store(false, Ordering::SeqCst);
+    meanwhile().await;
+    daemon.release_lock_answers.notify_waiters();
+    timeout(Duration::from_secs(60), call).await.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_is_being_given_up_when_the_daemon_is_started_anew_is_not_claimed() {
+    let daemon = Arc::new(Daemon::default());
+    let ([one, two], _, [first, second]) = two(&daemon).await;
+    assert_eq!(attempt(&one, first, 1, write(0, 9)).await, Locked::Granted);
+    assert_eq!(attempt(&one, first, 2, write(20, 20)).await, Locked::Granted);
+    let unlocked = unanswered(&daemon, one.unlock(first, 1, 0, 4), async || {
+        assert_eq!(attempt(&two, second, 1, write(0, 4)).await, Locked::Granted);
+        daemon.restart();
+        sleep(Duration::from_secs(1)).await;
+    });
+    assert_eq!(unlocked.await.unwrap(), Locked::Granted);
+    // A claim that stood against another's would have cost it the session's other locks.
+    put(&one, first, b"x").await.unwrap();
+    let mut held = daemon.locks();
+    held.sort_unstable_by_key(|(_, lock)| lock.start);
+    assert_eq!(held, [(1, write(0, 4)), (1, write(5, 9)), (2, write(20, 20))]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_is_being_weakened_when_the_daemon_is_started_anew_is_claimed_as_the_weaker() {
+    let daemon = Arc::new(Daemon::default());
+    let ([one, two], _, [first, second]) = two(&daemon).await;
+    assert_eq!(attempt(&one, first, 1, write(0, 9)).await, Locked::Granted);
+    let locked = unanswered(&daemon, attempt(&one, first, 1, read(3, 20)), async || {
+        assert_eq!(attempt(&two, second, 1, read(3, 9)).await, Locked::Granted);
+        daemon.restart();
+        sleep(Duration::from_secs(1)).await;
+    });
+    assert_eq!(locked.await, Locked::Granted);
+    for (fs, handle) in [(&one, first), (&two, second)] {
+        put(fs, handle, b"x").await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_others_may_have_seen_granted_outlives_a_restart_of_the_daemon() {
+    let daemon = Arc::new(Daemon::default());
+    let ([one, two], _, [first, second]) = two(&daemon).await;
+    let locked = unanswered(&daemon, attempt(&one, first, 1, write(0, 9)), async || {
+        assert_eq!(attempt(&two, second, 1, write(0, 9)).await, Locked::Held);
+        daemon.restart();
+        assert_eq!(attempt(&two, second, 1, write(0, 9)).await, Locked::Held);
+    });
+    assert_eq!(locked.await, Locked::Granted);
+}
+
+/// As when the process was stopped for longer than its lease while the answer was on its way.
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_is_answered_after_the_lease_is_asked_for_again() {
+    let daemon = Arc::new(Daemon::default());
+    let one = mount(&daemon).await;
+    let first = one.create(ROOT, Ino::ROOT, b"file", 0o644.into(), libc::O_RDWR).await.unwrap().1;
+    let locked = unanswered(&daemon, attempt(&one, first, 1, write(0, 9)), async || {
+        daemon.fence_all();
+        one.session.state().lease_until = tokio::time::Instant::now();
+    });
+    assert_eq!(locked.await, Locked::Granted);
+    assert_eq!(daemon.locks(), [(1, write(0, 9))], "it is of the session that has ended");
 }
 
 #[tokio::test(start_paused = true)]
