@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::link::Link;
 use super::shell::try_sh;
 
 /// How long anything may take to start or to stop.
@@ -165,7 +166,17 @@ impl Cluster {
     pub fn mount_as(&self, user: &str, password: &str, name: &str, options: &str) -> Mount {
         let path = self.root.join(name);
         std::fs::create_dir_all(&path).expect("the mount point");
-        let output = self.try_mount(user, password, &path, options);
+        self.mounted(path.clone(), &self.try_mount(user, password, &path, options))
+    }
+
+    /// Mounts the admin's home by way of a link.
+    pub fn mount_through(&self, link: &Link, name: &str) -> Mount {
+        let path = self.root.join(name);
+        std::fs::create_dir_all(&path).expect("the mount point");
+        self.mounted(path.clone(), &self.try_mount_from(link.url(), "admin", "admin123", &path, ""))
+    }
+
+    fn mounted(&self, path: PathBuf, output: &Output) -> Mount {
         assert!(
             output.status.success(),
             "mounting: {}\n{}",
@@ -177,10 +188,14 @@ impl Cluster {
 
     /// Runs `tandem-mount` and returns how it ended.
     pub fn try_mount(&self, user: &str, password: &str, path: &Path, options: &str) -> Output {
+        self.try_mount_from(&self.url, user, password, path, options)
+    }
+
+    fn try_mount_from(&self, url: &str, user: &str, password: &str, path: &Path, options: &str) -> Output {
         let cache = self.root.join("cache");
         std::fs::create_dir_all(&cache).expect("the cache directory");
         let mut command = Command::new(program("tandem-mount"));
-        command.arg(&self.url).arg(path);
+        command.arg(url).arg(path);
         if !options.is_empty() {
             command.args(["-o", options]);
         }

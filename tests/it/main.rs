@@ -3,11 +3,13 @@
 #![allow(missing_docs, unreachable_pub)]
 
 mod cluster;
+mod link;
 mod shell;
 
 mod audit;
 mod browser;
 mod crash;
+mod cut_off;
 mod damage;
 mod disk_full;
 mod documents;

@@ -7,6 +7,7 @@ use super::cluster::Cluster;
 use super::shell::sh;
 
 const CHECKS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/posix-checks");
+const TWO_HANDLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/two-handles");
 const OPTIONS: &str = "allow_other,suid,dev";
 
 #[test]
@@ -18,6 +19,7 @@ fn mounts_do_what_programs_expect() {
     let two = cluster.mount_as("admin", "admin123", "two", OPTIONS);
     let together = sh(cluster.root(), &format!("{CHECKS} one two"));
     assert!(together.contains("0 failed"), "{together}");
+    sh(cluster.root(), &format!("{TWO_HANDLES} one two 1000"));
     one.unmount();
     two.unmount();
 }
