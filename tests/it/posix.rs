@@ -3,11 +3,14 @@
 use std::path::Path;
 use std::process::Command;
 
+use tempfile::TempDir;
+
 use super::cluster::Cluster;
 use super::shell::sh;
 
 const CHECKS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/posix-checks");
 const TWO_HANDLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/two-handles");
+const RANDOM_CALLS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/random-calls");
 const OPTIONS: &str = "allow_other,suid,dev";
 
 #[test]
@@ -20,6 +23,8 @@ fn mounts_do_what_programs_expect() {
     let together = sh(cluster.root(), &format!("{CHECKS} one two"));
     assert!(together.contains("0 failed"), "{together}");
     sh(cluster.root(), &format!("{TWO_HANDLES} one two 1000"));
+    let reference = TempDir::with_prefix_in("tandem-it-", "/dev/shm").unwrap();
+    sh(cluster.root(), &format!("{RANDOM_CALLS} one two {} 3000", reference.path().display()));
     one.unmount();
     two.unmount();
 }

@@ -3,6 +3,7 @@
 use futures::future::join_all;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tandemfs::id::{Ino, SessionId, UserId, VolumeId};
 use tandemfs::tree::Key;
 use tokio::sync::Notify;
@@ -12,6 +13,9 @@ use super::delegations::Delegations;
 use super::locks::Locks;
 use super::session::{News, Session};
 use crate::metrics::COUNTERS;
+
+/// A session that lives has so long to send what was written to a file that others wait for: a slow network must not cost it its data.
+const RETURN_PATIENCE: Duration = Duration::from_secs(60);
 
 /// All sessions that have not ended.
 #[derive(Debug, Default)]
@@ -152,10 +156,10 @@ impl Audience {
         }
     }
 
-    /// Has a session return files, or ends it when it does not within its lease, and two of them if it shows that it lives.
+    /// Has a session return files, or ends it when it does not within its lease, and [`RETURN_PATIENCE`] if it shows that it lives.
     async fn returned(&self, delegations: &Delegations, session: &Session, inos: &[Ino]) {
         session.recall(inos);
-        let patience = Instant::now() + 2 * session.lease;
+        let patience = Instant::now() + RETURN_PATIENCE.max(2 * session.lease);
         let mut changes = delegations.watch();
         loop {
             changes.mark_unchanged();

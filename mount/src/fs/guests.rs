@@ -60,27 +60,33 @@ impl Session {
     pub(super) async fn let_go(&self, ino: Ino) {
         let Some(orphan) = self.opens.remove(ino) else { return };
         self.locks.forget_loss(ino);
-        if orphan {
-            if let Some(data) = self.writer.get().and_then(Weak::upgrade) {
-                data.discard(ino).await;
-            }
-            self.reap(ino).await;
+        if !orphan {
+            return;
         }
+        let held_elsewhere = self.reap(ino).await;
+        let Some(data) = self.writer.get().and_then(Weak::upgrade) else { return };
+        if held_elsewhere && let Some(file) = data.get(ino).filter(|file| file.is_dirty()) {
+            // Whoever has it open there reads what was written here. When it is gone meanwhile nobody does.
+            let _gone = data.commit(&file, true, None).await;
+        }
+        data.discard(ino).await;
     }
 
-    async fn reap(&self, ino: Ino) {
+    /// Takes an orphan away that is held here no more. Answers whether another mount holds it.
+    async fn reap(&self, ino: Ino) -> bool {
         let reap = Mutation::Reap { ino, chunks: REAP_CHUNKS };
         for _ in 0..REAPS_MAX {
             match self.commit(vec![reap.clone()], None).await {
                 // It goes with the last of its chunks.
                 Ok(reply) if super::written(&reply, ino).is_some() => (),
-                Ok(_) => return,
+                Ok(reply) => return reply.records.is_empty(),
                 Err(error) => {
                     // The daemon reaps it with the session.
                     log::warn!("reaping inode {ino}: {error}");
-                    return;
+                    return false;
                 }
             }
         }
+        false
     }
 }

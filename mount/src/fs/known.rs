@@ -10,25 +10,33 @@ use tandemfs::id::Ino;
 /// How long may be waited in all, in milliseconds, for the kernel to take in what it has been told.
 pub const KERNEL_PATIENCE: u32 = 50;
 
-/// Counts of look-ups by inode.
+/// What the kernel knows, by inode.
 #[derive(Debug, Default)]
-pub struct Known(Mutex<HashMap<Ino, u64>>);
+pub struct Known(Mutex<HashMap<Ino, Entry>>);
+
+#[derive(Debug, Default)]
+struct Entry {
+    /// How often it was told of it.
+    count: u64,
+    /// It is held for as long as it is known.
+    held: bool,
+}
 
 impl Known {
-    /// The kernel is being told of an inode.
-    pub fn add(&self, ino: Ino) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(ino).or_default() += 1;
+    /// The kernel is being told of an inode, which is perhaps to be held for as long as it is known. Answers whether that begins now.
+    pub fn add(&self, ino: Ino, hold: bool) -> bool {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = known.entry(ino).or_default();
+        entry.count += 1;
+        hold && !std::mem::replace(&mut entry.held, hold)
     }
 
-    /// The kernel has forgotten so many of the times.
-    pub fn forget(&self, ino: Ino, times: u64) {
+    /// The kernel has forgotten so many of the times. Answers whether the inode was held and is not any longer.
+    pub fn forget(&self, ino: Ino, times: u64) -> bool {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = known.get_mut(&ino) {
-            *count = count.saturating_sub(times);
-            if *count == 0 {
-                known.remove(&ino);
-            }
-        }
+        let Some(entry) = known.get_mut(&ino) else { return false };
+        entry.count = entry.count.saturating_sub(times);
+        entry.count == 0 && known.remove(&ino).is_some_and(|entry| entry.held)
     }
 
     /// Drops something that the kernel has of an inode, with a call that answers whether the kernel knows it. One that it

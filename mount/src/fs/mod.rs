@@ -40,7 +40,7 @@ use tandemfs::clock::{Clock, Time};
 use tandemfs::id::Ino;
 use tandemfs::name::Name;
 use tandemfs::tree::{Credentials, Inode, Key, Kind, Mutation, Record, SetAttributes, Want};
-use tandemfs::{Error, Result};
+use tandemfs::{Error, ErrorKind, Result};
 
 use accesses::Accesses;
 use atime::AtimeRule;
@@ -109,6 +109,8 @@ pub struct Fs {
     files: Handles<OpenFile>,
     directories: Handles<OpenDirectory>,
     space: space::Space,
+    /// For what the kernel says without waiting for an answer, from a thread of its own.
+    runtime: tokio::runtime::Handle,
 }
 
 /// An inode as a program sees it.
@@ -175,6 +177,7 @@ impl Fs {
             files: Handles::default(),
             directories: Handles::default(),
             space: space::Space::default(),
+            runtime: tokio::runtime::Handle::current(),
         })
     }
 
@@ -207,7 +210,7 @@ impl Fs {
 
     /// Begins to follow events; from now on the kernel's caches are kept right as well.
     pub fn start(&self, kernel: Arc<dyn Kernel>) {
-        self.session.known.add(self.root);
+        self.session.known.add(self.root, false);
         if self.session.kernel.set(kernel).is_ok() {
             tokio::spawn(Arc::clone(&self.session).follow());
         }
@@ -246,13 +249,20 @@ impl Fs {
 
     /// The kernel has forgotten an inode so many of the times that it was told of it.
     pub fn forget(&self, ino: Ino, times: u64) {
-        self.session.known.forget(ino, times);
+        if self.session.known.forget(ino, times) {
+            let session = Arc::clone(&self.session);
+            self.runtime.spawn(async move { session.let_go(ino).await });
+        }
     }
 
     /// The kernel is being told of an inode; answers what to tell. From now on it is told as well when that becomes wrong, so
     /// what has become wrong before must not be kept.
     pub fn tell(&self, stat: Stat) -> Stat {
-        self.session.known.add(stat.inode.ino);
+        // The kernel opens these itself, and does not say so.
+        let is_special = !matches!(stat.inode.kind, Kind::File | Kind::Directory | Kind::Symlink);
+        if self.session.known.add(stat.inode.ino, is_special) {
+            self.session.opens.add(stat.inode.ino);
+        }
         let unsent = self.unsent(stat.inode.ino);
         match self.session.cache.inode(stat.inode.ino) {
             Some(Some(inode)) => self.stat_with(inode, unsent),
@@ -284,7 +294,7 @@ impl Fs {
     /// setattr.
     ///
     /// # Errors
-    /// Those of the rules and of the daemon.
+    /// `Stale` for what is gone. Those of the rules and of the daemon.
     pub async fn setattr(&self, by: Credentials, ino: Ino, set: Set) -> Result<Stat> {
         self.writable()?;
         let now = self.clock.now();
@@ -312,11 +322,11 @@ impl Fs {
                 if to_nothing {
                     self.data.discard(ino).await;
                 }
-                self.data.commit(&file, true, Some(mutation)).await?
+                self.of_inode(ino, self.data.commit(&file, true, Some(mutation)).await)?
             }
             None => {
                 let only = self.session.locks.session_of(ino);
-                Some(self.session.commit_in(only, vec![mutation], None).await?)
+                Some(self.of_inode(ino, self.session.commit_in(only, vec![mutation], None).await)?)
             }
         };
         let inode = match reply.as_ref().and_then(|reply| written(reply, ino)) {
@@ -334,6 +344,11 @@ impl Fs {
     fn gone(&self, ino: Ino) -> Error {
         self.session.guests.missed();
         Error::stale(format!("inode {ino}"))
+    }
+
+    /// What came of a call on an inode, for which there is no other thing that could be missing.
+    fn of_inode<T>(&self, ino: Ino, result: Result<T>) -> Result<T> {
+        result.map_err(|error| if error.kind() == ErrorKind::NotFound { self.gone(ino) } else { error })
     }
 
     /// An inode, from the cache or the daemon.

@@ -68,7 +68,7 @@ impl Fs {
     /// setxattr.
     ///
     /// # Errors
-    /// Those of the rules and of the daemon.
+    /// `Stale` for what is gone. Those of the rules and of the daemon.
     pub async fn set_xattr(
         &self,
         by: Credentials,
@@ -82,17 +82,17 @@ impl Fs {
         let (name, value) = (name.to_vec(), self.options.ids.attribute(name, value)?);
         let by = self.options.ids.acting(by);
         let set = Mutation::SetXattr { ino, name, value, mode, by, time: self.clock.now() };
-        self.session.commit(vec![set], None).await.map(drop)
+        self.of_inode(ino, self.session.commit(vec![set], None).await).map(drop)
     }
 
     /// removexattr.
     ///
     /// # Errors
-    /// Those of the rules and of the daemon.
+    /// `Stale` for what is gone. Those of the rules and of the daemon.
     pub async fn remove_xattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
         check(name)?;
         self.writable()?;
         let remove = Mutation::RemoveXattr { ino, name: name.to_vec(), time: self.clock.now() };
-        self.session.commit(vec![remove], None).await.map(drop)
+        self.of_inode(ino, self.session.commit(vec![remove], None).await).map(drop)
     }
 }

@@ -261,7 +261,8 @@ impl Stage {
                 }
                 1 => {
                     self.faults.pauses += 1;
-                    let time = LEASE.mul_f64(random.random_range(0.05..0.6));
+                    // The last sign of life is up to a third of a lease old, and some time is to be left.
+                    let time = LEASE.mul_f64(random.random_range(0.05..0.4));
                     drive.pause(number, time);
                 }
                 2 => {

@@ -332,6 +332,10 @@ impl Daemon {
         self.state.lock().unwrap().records.keys().cloned().collect()
     }
 
+    pub(crate) fn blocks(&self) -> usize {
+        self.state.lock().unwrap().blocks.len()
+    }
+
     pub(crate) fn sessions(&self) -> usize {
         self.state.lock().unwrap().sessions.len()
     }

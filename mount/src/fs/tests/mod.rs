@@ -7,6 +7,7 @@ pub(crate) mod fake;
 mod hostile;
 mod locks;
 mod model;
+mod orphans;
 
 use std::sync::Arc;
 use std::time::Duration;
