@@ -5,10 +5,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use tandemfs::api::fs::DELEGATIONS_MAX;
+use tandemfs::api::fs::{DELEGATIONS_MAX, DelegationReply, DelegationRequest};
 use tandemfs::id::{Ino, SessionId};
 use tandemfs::{Error, Result};
 
+use super::Sessions;
+use crate::accounts::Caller;
 use crate::watch;
 
 #[derive(Debug)]
@@ -31,6 +33,35 @@ struct Inner {
 impl Default for Delegations {
     fn default() -> Self {
         Self { inner: Mutex::default(), changes: watch::Sender::new(0) }
+    }
+}
+
+impl Sessions {
+    /// Takes or returns delegations.
+    ///
+    /// # Errors
+    /// As [`Sessions::resume`]; `ReadOnly`; `NotFound` for what is no file; `TooManyRequests` with too many; `Invalid` for too many at once.
+    pub async fn delegation(
+        &self,
+        caller: &Caller,
+        id: SessionId,
+        request: &DelegationRequest,
+    ) -> Result<DelegationReply> {
+        let (session, volume) = self.find(caller, id).await?;
+        match request {
+            DelegationRequest::Take(ino) => {
+                self.writable(caller, &session)?;
+                volume.delegate(id, *ino).await?;
+            }
+            DelegationRequest::Return(files) if files.len() > DELEGATIONS_MAX => {
+                return Err(Error::invalid(format!("more than {DELEGATIONS_MAX} files")));
+            }
+            DelegationRequest::Return(files) => {
+                session.returned(files);
+                self.audience.delegations(session.record().volume).give_back(id, files);
+            }
+        }
+        Ok(DelegationReply { run: self.meta.run() })
     }
 }
 

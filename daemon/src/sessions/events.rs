@@ -1,15 +1,47 @@
-//! A session's stream of events.
+//! A session's stream of events, and their acknowledgements.
 
 use futures::stream::{self, Stream};
 use std::sync::Arc;
-use tandemfs::api::fs::Event;
+use tandemfs::Result;
+use tandemfs::api::fs::{Ack, Event};
+use tandemfs::id::SessionId;
 use tokio::time::{Instant, sleep_until};
 
+use super::Sessions;
 use super::session::{Next, Session};
+use crate::accounts::Caller;
+
+impl Sessions {
+    /// A stream of what the session has to know.
+    ///
+    /// # Errors
+    /// As [`Sessions::resume`].
+    pub async fn events(
+        &self,
+        caller: &Caller,
+        id: SessionId,
+    ) -> Result<impl Stream<Item = Event> + Send + use<>> {
+        let (session, _) = self.find(caller, id).await?;
+        Ok(stream(session))
+    }
+
+    /// Takes an acknowledgement.
+    ///
+    /// # Errors
+    /// As [`Sessions::resume`]; `Invalid` for an event that there was not.
+    pub async fn acknowledge(&self, caller: &Caller, id: SessionId, ack: &Ack) -> Result<()> {
+        let session = self.session(caller, id)?;
+        let volume = self.volumes.volume(session.record().volume).await?;
+        volume.orphans().hold(id, &ack.held);
+        self.audience.check_ended(session.record().volume, id);
+        session.acknowledge(ack)?;
+        self.touch(&session)
+    }
+}
 
 /// All events that were not acknowledged yet, then each as it comes, and a heartbeat at the start and whenever a third of the
 /// lease has passed. Ends with the session, or when a younger stream takes its place.
-pub(super) fn stream(session: Arc<Session>) -> impl Stream<Item = Event> + Send + use<> {
+fn stream(session: Arc<Session>) -> impl Stream<Item = Event> + Send + use<> {
     let (number, given) = session.begin_stream();
     let place = Place { session, number, given, heartbeat: Instant::now() };
     stream::unfold(place, |mut place| async move { place.next().await.map(|event| (event, place)) })

@@ -5,12 +5,14 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tandemfs::api::locks::{HeldLock, LockOutcome, LockRequest, OFFSET_MAX};
+use tandemfs::api::locks::{HeldLock, LockOutcome, LockReply, LockRequest, OFFSET_MAX};
 use tandemfs::id::SessionId;
 use tandemfs::locks::{LockTable, Refusal};
 use tandemfs::{Error, Result};
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::Sessions;
+use crate::accounts::Caller;
 use crate::watch;
 
 /// The longest wait before the client has to ask again.
@@ -56,6 +58,33 @@ impl Drop for Place {
 impl Default for Locks {
     fn default() -> Self {
         Self { inner: Mutex::default(), changes: watch::Sender::new(0) }
+    }
+}
+
+impl Sessions {
+    /// Tests, sets, waits for, or releases locks.
+    ///
+    /// # Errors
+    /// As [`Sessions::resume`]; `Invalid` for a range that is none; `Stale` for a claim that was meant for another run.
+    pub async fn lock(&self, caller: &Caller, id: SessionId, request: LockRequest) -> Result<LockReply> {
+        let session = self.session(caller, id)?;
+        self.touch(&session)?;
+        let run = self.meta.run();
+        let _wait = match &request {
+            LockRequest::Wait { .. } => match self.lock_waits.try_acquire() {
+                Ok(permit) => Some(permit),
+                Err(_) => return Ok(LockReply { run, outcome: LockOutcome::Full }),
+            },
+            _ => None,
+        };
+        let locks = self.audience.locks(session.record().volume);
+        let outcome = locks.carry_out(run, id, request).await?;
+        if self.audience.get(id).is_none() {
+            // It has ended meanwhile, perhaps before this was granted.
+            self.audience.free(session.record().volume, &session);
+            return Err(Error::session_ended(format!("session {id}")));
+        }
+        Ok(LockReply { run, outcome })
     }
 }
 

@@ -9,9 +9,8 @@ use tandemfs::id::Ino;
 use tandemfs::tree::{Key, NewNode, Record};
 use tokio::time::sleep;
 
-use super::calls::{content, make};
 use super::fake::{Daemon, FakeKernel};
-use super::{ROOT, list, mount, mount_with};
+use super::{ROOT, content, list, make, mount, mount_with};
 use crate::fs::atime::{AtimeRule, When};
 use crate::fs::{Fs, Options, Set, SetTime};
 

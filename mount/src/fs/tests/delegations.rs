@@ -7,9 +7,8 @@ use std::time::Duration;
 use tandemfs::ErrorKind;
 use tokio::time::{sleep, timeout};
 
-use super::calls::{content, make};
 use super::fake::Daemon;
-use super::{APPEND, ROOT, mount, mount_with};
+use super::{APPEND, ROOT, content, make, mount, mount_with};
 use crate::fs::Options;
 use crate::fs::data::How;
 

@@ -1,18 +1,23 @@
 //! The file system against a daemon in memory, without a mount and without HTTP.
 
 mod accesses;
-mod calls;
+mod attributes;
+mod cache;
+mod data;
 mod delegations;
 pub(crate) mod fake;
 mod hostile;
 mod locks;
 mod model;
+mod names;
 mod orphans;
+mod outages;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tandemfs::clock::ManualClock;
+use tandemfs::id::Ino;
 use tandemfs::tree::Credentials;
 
 use super::data::How;
@@ -37,7 +42,23 @@ async fn mount(daemon: &Arc<Daemon>) -> Arc<Fs> {
     mount_with(daemon, Options::default()).await.0
 }
 
-async fn list(fs: &Fs, ino: tandemfs::id::Ino, plus: bool) -> Vec<String> {
+async fn make(fs: &Fs, name: &str, data: &[u8]) -> Ino {
+    let (stat, handle) =
+        fs.create(ROOT, Ino::ROOT, name.as_bytes(), 0o644.into(), libc::O_EXCL).await.unwrap();
+    fs.write(handle, 0, data, How::default()).await.unwrap();
+    fs.flush(handle).await.unwrap();
+    fs.release(handle).await;
+    stat.inode.ino
+}
+
+async fn content(fs: &Fs, ino: Ino) -> Vec<u8> {
+    let handle = fs.open_file(ROOT, ino, libc::O_RDONLY).await.unwrap();
+    let data = fs.read(handle, 0, 1 << 24).await.unwrap();
+    fs.release(handle).await;
+    data.to_vec()
+}
+
+async fn list(fs: &Fs, ino: Ino, plus: bool) -> Vec<String> {
     let handle = fs.open_directory(ino, 0).await.unwrap();
     let directory = fs.directory(handle).unwrap();
     let mut names = Vec::new();
