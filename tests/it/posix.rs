@@ -22,9 +22,9 @@ fn mounts_do_what_programs_expect() {
     let two = cluster.mount_as("admin", "admin123", "two", OPTIONS);
     let together = sh(cluster.root(), &format!("{CHECKS} one two"));
     assert!(together.contains("0 failed"), "{together}");
-    sh(cluster.root(), &format!("{TWO_HANDLES} one two 1000"));
+    sh(cluster.root(), &format!("{TWO_HANDLES} one two 600"));
     let reference = TempDir::with_prefix_in("tandem-it-", "/dev/shm").unwrap();
-    sh(cluster.root(), &format!("{RANDOM_CALLS} one two {} 3000", reference.path().display()));
+    sh(cluster.root(), &format!("{RANDOM_CALLS} one two {} 1500", reference.path().display()));
     one.unmount();
     two.unmount();
 }

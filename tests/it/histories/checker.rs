@@ -107,10 +107,12 @@ fn run<M: Model>(initial: Vec<M>, operations: &[Operation<M>], kernel: Kernel) -
             continue;
         }
         let slot = under_way.iter().position(|other| *other == Some(at)).expect("it has started");
+        let has_happened = happened(&possible, slot, &under_way, operations, kernel);
         possible = if operations[at].answer.is_some() {
-            happened(possible, slot, &under_way, operations, kernel)
+            has_happened
         } else {
-            possible.into_iter().map(|(set, state)| (set & !(1 << slot), state)).collect()
+            // It has happened by now, or it never will.
+            possible.into_iter().filter(|(set, _)| set & (1 << slot) == 0).chain(has_happened).collect()
         };
         under_way[slot] = None;
         if possible.is_empty() {
@@ -124,7 +126,7 @@ fn run<M: Model>(initial: Vec<M>, operations: &[Operation<M>], kernel: Kernel) -
 
 /// All that is possible when the call in `slot` has happened, others under way before it or not.
 fn happened<M: Model>(
-    possible: HashSet<(Set, M)>,
+    possible: &HashSet<(Set, M)>,
     slot: usize,
     under_way: &[Option<usize>],
     operations: &[Operation<M>],
@@ -132,7 +134,7 @@ fn happened<M: Model>(
 ) -> HashSet<(Set, M)> {
     let mut done = HashSet::new();
     let mut left: Vec<(Set, M)> = possible.iter().cloned().collect();
-    let mut seen = possible;
+    let mut seen = possible.clone();
     while let Some((set, state)) = left.pop() {
         if set & (1 << slot) != 0 {
             done.insert((set & !(1 << slot), state));

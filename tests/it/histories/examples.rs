@@ -261,6 +261,10 @@ fn counters() {
     let add = |start, end, was| call::<Counter>(start, end, Add, Was(was));
     right(&[add(0, 5, 1), add(1, 6, 0), add(7, 8, 2)]);
     right(&[add(0, 1, 0), unknown(2, 90, Add), add(3, 4, 1), add(5, 6, 3)]);
+    // It has happened, or not, before anybody has looked.
+    right(&[add(0, 1, 0), unknown(2, 90, Add), add(91, 92, 2)]);
+    right(&[add(0, 1, 0), unknown(2, 90, Add), add(91, 92, 1)]);
+    right(&[add(0, 1, 0), unknown(2, 90, Add), add(89, 92, 2)]);
     // Two that held the lock at once, a number that was left out, one that was undone.
     wrong(&[add(0, 5, 0), add(1, 6, 0)]);
     wrong(&[add(0, 1, 0), add(2, 3, 2)]);

@@ -74,8 +74,6 @@ struct World {
     mounts: Vec<Arc<Fs>>,
     names: BTreeMap<&'static str, Content>,
     handles: Vec<Handle>,
-    /// What one mount has written the other may see when it is flushed; with one mount, at once.
-    flush: bool,
 }
 
 fn lay(content: &Content, at: usize, data: &[u8]) {
@@ -106,11 +104,6 @@ impl World {
         let written = fs.write(handle.number, at, data, How::default()).await.unwrap();
         assert_eq!(written.bytes as usize, data.len());
         lay(&handle.content, at as usize, data);
-        if self.flush {
-            fs.flush(handle.number).await.unwrap();
-            // An orphan is not flushed by a close.
-            fs.fsync(handle.number).await.unwrap();
-        }
     }
 
     async fn call(&mut self, call: Call) {
@@ -250,12 +243,7 @@ fn run(calls: Vec<Call>, mounts: usize, lose_every: u64) {
         daemon.lose_every.store(lose_every, Ordering::SeqCst);
         let first = mount(&daemon).await;
         let second = if mounts == 2 { mount(&daemon).await } else { Arc::clone(&first) };
-        let mut world = World {
-            mounts: vec![first, second],
-            names: BTreeMap::new(),
-            handles: Vec::new(),
-            flush: mounts == 2,
-        };
+        let mut world = World { mounts: vec![first, second], names: BTreeMap::new(), handles: Vec::new() };
         for call in calls {
             world.call(call).await;
         }
@@ -281,8 +269,15 @@ fn run(calls: Vec<Call>, mounts: usize, lose_every: u64) {
     });
 }
 
+/// How many sequences; `PROPTEST_CASES` sets more.
+fn config() -> Config {
+    let chosen = Config::default();
+    let cases = if std::env::var_os("PROPTEST_CASES").is_some() { chosen.cases } else { 48 };
+    Config { cases, max_shrink_iters: 2000, ..chosen }
+}
+
 proptest! {
-    #![proptest_config(Config { cases: 48, max_shrink_iters: 2000, ..Config::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn one_mount_behaves_as_plain_files(calls in collection::vec(call(), 1..50)) {
