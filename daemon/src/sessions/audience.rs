@@ -15,7 +15,7 @@ use super::session::{News, Session};
 use crate::metrics::COUNTERS;
 
 /// A session that lives has so long to send what was written to a file that others wait for: a slow network must not cost it its data.
-const RETURN_PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const RETURN_PATIENCE: Duration = Duration::from_secs(60);
 
 /// All sessions that have not ended.
 #[derive(Debug, Default)]

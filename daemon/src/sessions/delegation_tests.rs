@@ -9,6 +9,7 @@ use tandemfs::tree::{Key, Want};
 use tandemfs::{ErrorKind, Result};
 use tokio::time::{Instant, timeout};
 
+use super::audience::RETURN_PATIENCE;
 use super::tests::{ack, alive, events, news};
 use crate::volumes::tests::world::{World, create};
 
@@ -95,7 +96,7 @@ async fn who_does_not_return_a_file_is_fenced() {
         () = hears => {}
     }
     let taken = begun.elapsed();
-    assert!(taken >= Duration::from_secs(5) && taken < Duration::from_secs(7), "{taken:?}");
+    assert!(taken >= RETURN_PATIENCE && taken < RETURN_PATIENCE + Duration::from_secs(2), "{taken:?}");
     assert_eq!(look(&world, one, ino).await.unwrap_err().kind(), ErrorKind::SessionEnded);
 }
 

@@ -49,7 +49,8 @@ impl Fs {
     /// `Stale`: the kernel is to look again. Those of the daemon.
     pub(super) async fn admit(&self, ino: Ino) -> Result<()> {
         self.session.opens.settled(ino).await;
-        if self.inode(ino).await?.nlink > 0 || self.session.opens.is_orphan(ino) {
+        let is_there = self.inode(ino).await?.nlink > 0;
+        if is_there || self.session.opens.is_orphan(ino) || self.session.known.removed(ino).is_some() {
             Ok(())
         } else {
             Err(self.gone(ino))

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tandemfs::id::Ino;
+use tandemfs::tree::Inode;
 
 /// How long may be waited in all, in milliseconds, for the kernel to take in what it has been told.
 pub const KERNEL_PATIENCE: u32 = 50;
@@ -20,6 +21,8 @@ struct Entry {
     count: u64,
     /// It is held for as long as it is known.
     held: bool,
+    /// A directory that was removed here: some process's working directory, perhaps.
+    removed: Option<Box<Inode>>,
 }
 
 impl Known {
@@ -37,6 +40,18 @@ impl Known {
         let Some(entry) = known.get_mut(&ino) else { return false };
         entry.count = entry.count.saturating_sub(times);
         entry.count == 0 && known.remove(&ino).is_some_and(|entry| entry.held)
+    }
+
+    /// A directory was removed, having been so.
+    pub fn remove(&self, before: Inode) {
+        if let Some(entry) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&before.ino) {
+            entry.removed = Some(Box::new(Inode { nlink: 0, ..before }));
+        }
+    }
+
+    /// A directory that was removed, if it is known still.
+    pub fn removed(&self, ino: Ino) -> Option<Inode> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&ino)?.removed.as_deref().cloned()
     }
 
     /// Drops something that the kernel has of an inode, with a call that answers whether the kernel knows it. One that it

@@ -356,9 +356,9 @@ impl Fs {
     /// # Errors
     /// `Stale` if it is gone; those of the daemon.
     async fn inode(&self, ino: Ino) -> Result<Inode> {
-        let gone = || self.gone(ino);
-        if let Some(known) = self.session.cache.inode(ino) {
-            return known.ok_or_else(gone);
+        let gone = || self.session.known.removed(ino).ok_or_else(|| self.gone(ino));
+        if let Some(cached) = self.session.cache.inode(ino) {
+            return cached.map_or_else(gone, Ok);
         }
         let reply = self.session.read(vec![Want::Record(Key::Inode(ino))]).await?;
         for (_, record) in reply.answers.into_iter().flat_map(|answer| answer.records) {
@@ -368,7 +368,7 @@ impl Fs {
                 return Ok(*inode);
             }
         }
-        Err(gone())
+        gone()
     }
 
     /// Notes a read through a handle with these flags of open(2), if it changes atime. Answers whether it does. Who read has the

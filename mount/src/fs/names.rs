@@ -220,7 +220,24 @@ impl Fs {
         } else {
             Mutation::Unlink { parent, name, by, time }
         };
-        self.session.commit(vec![mutation], victim).await.map(drop)
+        self.take_away(mutation, victim).await
+    }
+
+    /// Carries out what may take a victim's last name away.
+    async fn take_away(&self, mutation: Mutation, victim: Option<Ino>) -> Result<()> {
+        let before = victim.and_then(|ino| self.session.cache.inode(ino)).flatten();
+        let reply = self.session.commit(vec![mutation], victim).await?;
+        let is_gone = |of: Ino| {
+            reply.records.iter().any(|(key, record)| match (key, record) {
+                (Key::Inode(ino), Some(Record::Inode(inode))) => *ino == of && inode.nlink == 0,
+                (Key::Inode(ino), None) => *ino == of,
+                _ => false,
+            })
+        };
+        if let Some(directory) = before.filter(|inode| inode.is_directory() && is_gone(inode.ino)) {
+            self.session.known.remove(directory);
+        }
+        Ok(())
     }
 
     /// rename, renameat2.
@@ -240,6 +257,6 @@ impl Fs {
         let victim = self.victim(to.0, &new_name).await?;
         let time = self.clock.now();
         let rename = Mutation::Rename { parent: from.0, name, new_parent: to.0, new_name, mode, by, time };
-        self.session.commit(vec![rename], victim).await.map(drop)
+        self.take_away(rename, victim).await
     }
 }
