@@ -2,9 +2,10 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::io::Errno;
+use tokio::time::Instant;
 
 use super::cluster::Cluster;
 use super::link::Link;
