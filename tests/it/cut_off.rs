@@ -10,9 +10,9 @@ use tokio::time::Instant;
 use super::cluster::Cluster;
 use super::link::Link;
 
-const LEASE: Duration = Duration::from_secs(3);
+const LEASE: Duration = Duration::from_secs(6);
 /// For what the machine does besides.
-const SLACK: Duration = Duration::from_secs(12);
+const SLACK: Duration = Duration::from_secs(20);
 
 #[test]
 fn a_host_that_is_cut_off_is_waited_for_no_longer_than_its_lease_and_overwrites_nothing() {

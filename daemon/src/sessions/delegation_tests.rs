@@ -75,6 +75,24 @@ async fn a_file_is_delegated_once_the_others_have_dropped_it_and_shown_once_it_i
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_recall_that_crosses_with_a_return_does_not_keep_the_next_from_being_told() {
+    let world = World::new().await;
+    let (one, two, ino) = start(&world).await;
+    let mut heard = [events(&world, one).await, events(&world, two).await];
+    world.sessions.audience.get(one).unwrap().recall(&[ino]);
+    assert!(matches!(news(&mut heard[0]).await, Event::Recall { .. }));
+    let take = ask(&world, one, DelegationRequest::Take(ino));
+    let told = async {
+        let Event::Delegated { number, .. } = news(&mut heard[1]).await else { panic!() };
+        ack(&world, two, number, &[]).await;
+    };
+    futures::join!(take, told).0.unwrap();
+    let mut seen = pin!(look(&world, two, ino));
+    assert!(timeout(SOON, &mut seen).await.is_err());
+    assert!(matches!(timeout(SOON, news(&mut heard[0])).await, Ok(Event::Recall { .. })), "it was not told");
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_does_not_return_a_file_is_fenced() {
     let world = World::new().await;
     let (one, two, ino) = start(&world).await;

@@ -217,7 +217,7 @@ impl Session {
     }
 
     /// It has returned files.
-    pub(super) fn returned(&self, inos: &[Ino]) {
+    pub(crate) fn returned(&self, inos: &[Ino]) {
         let mut inner = self.inner();
         for ino in inos {
             inner.recalled.remove(ino);

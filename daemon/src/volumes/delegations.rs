@@ -53,6 +53,11 @@ impl Volume {
                 continue;
             }
             let delegations = self.shared.audience.delegations(self.id);
+            if let Some(session) = self.shared.audience.get(to) {
+                // A recall that has crossed with the return of the file is not carried out any more, and a mark of it that were left
+                // would keep the next one from being told.
+                session.returned(&[ino]);
+            }
             delegations.add(to, ino)?;
             if self.shared.audience.get(to).is_none() {
                 delegations.gone(ino);
