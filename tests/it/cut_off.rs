@@ -34,6 +34,8 @@ fn a_host_that_is_cut_off_is_waited_for_no_longer_than_its_lease_and_overwrites_
     fs::write(&here_too, "next").unwrap();
 
     link.mend();
+    // As a child process does that was born with a copy.
+    drop(file.try_clone().unwrap());
     let error = file.sync_all().unwrap_err();
     assert_eq!(error.raw_os_error(), Some(Errno::STALE.raw_os_error()), "{error}");
     for path in [&there, &here_too] {

@@ -12,6 +12,7 @@ mod gate;
 mod health;
 mod keys;
 mod limits;
+mod linger;
 mod metrics;
 mod openapi;
 pub mod problem;
@@ -91,6 +92,7 @@ pub fn router(app: App) -> Router {
         .layer(Extension(Arc::new(rate)))
         .layer(DefaultBodyLimit::max(limits::BODY_BYTES_MAX))
         .layer(middleware::from_fn_with_state(limits, limits::apply))
+        .layer(middleware::from_fn(linger::apply))
         .with_state(app)
 }
 

@@ -194,16 +194,15 @@ impl Fs {
         }
     }
 
-    /// Sends what was written to the file. An orphan is not worth it.
+    /// Sends what was written to the file, when a descriptor is closed. An orphan is not worth it. A failure is told and remains to be told:
+    /// the descriptor may be a copy that a child process was born with, and fsync on another one must not say that all is well.
     ///
     /// # Errors
-    /// A failure of writing, once.
+    /// A failure of writing that fsync or write has not told.
     pub async fn flush(&self, handle: u64) -> Result<()> {
         let file = self.files.get(handle)?;
-        if self.session.opens.is_orphan(file.ino) {
-            return file.report();
-        }
-        self.commit(&file).await
+        let sent = if self.session.opens.is_orphan(file.ino) { Ok(()) } else { self.send(&file).await };
+        file.failure().and(sent)
     }
 
     /// fdatasync: all that was written to the file is durable afterwards.
@@ -226,11 +225,16 @@ impl Fs {
     }
 
     pub(super) async fn commit(&self, file: &OpenFile) -> Result<()> {
-        let result =
-            if file.data.is_dirty() { self.data.commit(&file.data, true, None).await } else { Ok(None) };
+        let sent = self.send(file).await;
         // A failure is noted with the file; this handle has now been told of it.
-        file.report()?;
-        result.map(drop)
+        file.report().and(sent)
+    }
+
+    async fn send(&self, file: &OpenFile) -> Result<()> {
+        if file.data.is_dirty() {
+            self.data.commit(&file.data, true, None).await?;
+        }
+        Ok(())
     }
 
     /// release: the last descriptor of a handle is gone.

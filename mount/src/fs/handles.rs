@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tandemfs::id::Ino;
 use tandemfs::{Error, Result};
@@ -32,12 +32,24 @@ impl OpenFile {
         Self { ino, flags, data, pattern: Pattern::default(), losses, seen }
     }
 
+    fn seen(&self) -> MutexGuard<'_, u64> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Reports a failure of writing once.
     ///
     /// # Errors
     /// The failure.
     pub fn report(&self) -> Result<()> {
-        self.data.failure_after(&mut self.seen.lock().unwrap_or_else(PoisonError::into_inner))
+        self.data.failure_after(&mut self.seen())
+    }
+
+    /// Shows a failure of writing that has not been reported.
+    ///
+    /// # Errors
+    /// The failure.
+    pub fn failure(&self) -> Result<()> {
+        self.data.failure_after(&mut self.seen().clone())
     }
 }
 

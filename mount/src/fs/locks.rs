@@ -380,7 +380,7 @@ impl Fs {
     /// of it).
     ///
     /// # Errors
-    /// A failure of writing, once.
+    /// As [`Fs::flush`].
     pub async fn close(&self, handle: u64, owner: u64) -> Result<()> {
         let file = self.files.get(handle)?;
         let flushed = self.flush(handle).await;

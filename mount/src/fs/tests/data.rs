@@ -138,7 +138,11 @@ async fn a_failed_upload_is_reported_once_to_each_handle() {
     fs.write(one, 0, b"lost", How::default()).await.unwrap();
     assert_eq!(fs.fsync(one).await.unwrap_err().kind(), ErrorKind::NoSpace);
     fs.fsync(one).await.unwrap();
-    assert_eq!(fs.flush(two).await.unwrap_err().kind(), ErrorKind::NoSpace);
+    // The close of a copy of the descriptor, as in a child process, does not take the failure from who syncs.
+    for _ in 0..2 {
+        assert_eq!(fs.flush(two).await.unwrap_err().kind(), ErrorKind::NoSpace);
+    }
+    assert_eq!(fs.fsync(two).await.unwrap_err().kind(), ErrorKind::NoSpace);
     fs.flush(two).await.unwrap();
     daemon.full.store(false, Ordering::SeqCst);
     assert_eq!(content(&fs, ino).await, b"kept");
