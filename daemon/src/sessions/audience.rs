@@ -158,7 +158,6 @@ impl Audience {
 
     /// Has a session return files, or ends it when it does not within its lease, and [`RETURN_PATIENCE`] if it shows that it lives.
     async fn returned(&self, delegations: &Delegations, session: &Session, inos: &[Ino]) {
-        session.recall(inos);
         let patience = Instant::now() + RETURN_PATIENCE.max(2 * session.lease);
         let mut changes = delegations.watch();
         loop {
@@ -166,6 +165,8 @@ impl Audience {
             if !delegations.has_any(session.id, inos) {
                 return;
             }
+            // Again when it has returned them and has taken them anew before this came to look.
+            session.recall(inos);
             let deadline = session.deadline().min(patience);
             if deadline <= Instant::now() && !session.is_ended() {
                 log::warn!("session {} has not returned what others wait for: fenced", session.id);

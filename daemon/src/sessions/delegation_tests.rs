@@ -93,6 +93,24 @@ async fn a_recall_that_crosses_with_a_return_does_not_keep_the_next_from_being_t
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_returns_a_file_and_takes_it_anew_before_the_others_come_to_it_is_told_again() {
+    let world = World::new().await;
+    let (one, two, ino) = start(&world).await;
+    let mut heard = events(&world, one).await;
+    let delegations = world.sessions.audience.delegations(world.caller.home);
+    delegations.add(one, ino).unwrap();
+    let mut seen = pin!(look(&world, two, ino));
+    assert!(timeout(SOON, &mut seen).await.is_err());
+    assert!(matches!(news(&mut heard).await, Event::Recall { .. }));
+    // At once, so that the other does not run in between.
+    delegations.give_back(one, &[ino]);
+    world.sessions.audience.get(one).unwrap().returned(&[ino]);
+    delegations.add(one, ino).unwrap();
+    assert!(timeout(SOON, &mut seen).await.is_err());
+    assert!(matches!(timeout(SOON, news(&mut heard)).await, Ok(Event::Recall { .. })), "it was not told");
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_does_not_return_a_file_is_fenced() {
     let world = World::new().await;
     let (one, two, ino) = start(&world).await;

@@ -57,8 +57,9 @@ impl Sessions {
                 return Err(Error::invalid(format!("more than {DELEGATIONS_MAX} files")));
             }
             DelegationRequest::Return(files) => {
-                session.returned(files);
+                // In this order: a recall in between would come too late to be carried out.
                 self.audience.delegations(session.record().volume).give_back(id, files);
+                session.returned(files);
             }
         }
         Ok(DelegationReply { run: self.meta.run() })
