@@ -1,7 +1,7 @@
 //! What one mount has finished, every other sees in its next call.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 use super::cluster::Cluster;
 
@@ -43,6 +43,29 @@ fn what_one_has_finished_the_other_sees_in_its_next_call() {
         );
         fs::remove_file(here.join(&renamed)).unwrap();
         assert!(!there.join(&renamed).exists(), "round {round}: removed");
+    }
+    one.unmount();
+    two.unmount();
+}
+
+#[test]
+fn what_is_cut_off_by_one_is_not_read_by_the_other_any_more() {
+    const LENGTH: u64 = 9 << 20;
+    let cluster = Cluster::start();
+    let (one, two) = (cluster.mount("one"), cluster.mount("two"));
+    for data in [Vec::new(), vec![b'x'; LENGTH as usize]] {
+        let here = fs::File::create(one.path().join("file")).unwrap();
+        here.write_all_at(&data, 0).unwrap();
+        here.set_len(LENGTH).unwrap();
+        let there = fs::File::open(two.path().join("file")).unwrap();
+        let places = [4096, 5 << 20, LENGTH - 100];
+        for place in places {
+            assert_eq!(there.read_at(&mut [0; 100], place).unwrap(), 100);
+        }
+        here.set_len(1).unwrap();
+        for place in places {
+            assert_eq!(there.read_at(&mut [0; 100], place).unwrap(), 0, "at {place}");
+        }
     }
     one.unmount();
     two.unmount();
@@ -90,7 +113,6 @@ fn a_session_that_died_holds_nobody_up_for_longer_than_its_lease() {
 /// Files that two mounts have open: writes are seen by the other's next call, without close or fsync.
 #[test]
 fn what_was_written_through_an_open_handle_is_seen_at_once() {
-    use std::os::unix::fs::FileExt;
     let cluster = Cluster::start();
     let mounts = [cluster.mount("one"), cluster.mount("two")];
     fs::write(mounts[0].path().join("f"), "").unwrap();

@@ -198,7 +198,8 @@ impl Volume {
             }
             _ => true,
         };
-        let keys = records.iter().map(|(key, _)| key).filter(|key| is_known(key)).cloned().collect();
+        let cut = mutations.iter().filter_map(cut);
+        let keys = records.iter().map(|(key, _)| key.clone()).chain(cut).filter(is_known).collect();
         let reply = BatchReply { version: state.version + 1, records };
         if let (Some(author), Some(sequence)) = (change.author, change.sequence) {
             writes.push(kept_reply(author, sequence, &reply)?);
@@ -398,6 +399,17 @@ fn told(mutations: &[Mutation], records: &BTreeMap<Key, Option<Record>>) -> Vec<
     };
     let told = records.iter().filter(|(key, _)| is_told(key));
     told.map(|(key, record)| (key.clone(), record.clone())).collect()
+}
+
+/// Where a file ends that is given a size. Others are told so although a hole behind the end is no chunk that has changed: the kernel
+/// may have pages of it, and would go on reading them.
+fn cut(mutation: &Mutation) -> Option<Key> {
+    match mutation {
+        Mutation::SetAttributes { ino, set, .. } => {
+            set.size.map(|size| Key::Chunk(*ino, size / tree::CHUNK_SIZE))
+        }
+        _ => None,
+    }
 }
 
 /// The write that keeps an answer.

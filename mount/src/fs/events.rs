@@ -17,8 +17,6 @@ use super::session::{Session, lease};
 
 /// So many events are carried out before they are acknowledged together.
 const EVENTS_MAX: usize = 64;
-/// More changed chunks than this, and all pages of the file are dropped.
-const CHUNKS_MAX: usize = 16;
 /// The longest pause before the daemon is asked again.
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 
@@ -239,13 +237,10 @@ impl Session {
         }
         let mut inodes = work.inodes;
         inodes.retain(|ino, _| !work.delegated.contains(ino));
-        let changed = inodes.into_iter().map(|(ino, chunks)| match chunks.as_slice() {
-            [] => (ino, What::Attributes),
-            chunks if chunks.len() > CHUNKS_MAX => (ino, What::all()),
-            chunks => {
-                let ranges = chunks.iter().map(|chunk| (chunk.saturating_mul(CHUNK_SIZE), CHUNK_SIZE));
-                (ino, What::Pages(ranges.collect()))
-            }
+        let changed = inodes.into_iter().map(|(ino, chunks)| match chunks.into_iter().min() {
+            None => (ino, What::Attributes),
+            // To the end, for the file may be shorter now, and there may be pages of holes.
+            Some(first) => (ino, What::Pages(vec![(first.saturating_mul(CHUNK_SIZE), 0)])),
         });
         let delegated = work.delegated.into_iter().map(|ino| (ino, What::all()));
         // With a name the kernel lets go of an inode that nobody has open, and of its pages, so only where it must.
