@@ -11,6 +11,7 @@ use tandemfs::tree::{Inode, Mutation};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
+use super::dropping::What;
 use super::session::Session;
 
 /// How long a read waits to be sent with others.
@@ -155,7 +156,9 @@ impl Accesses {
 
     /// Has the kernel ask for the attributes of an inode again.
     pub fn refresh(&self, ino: Ino) {
-        if let Some(kernel) = self.session.kernel.get() {
+        if let Some(kernel) = self.session.kernel.get()
+            && self.session.known.take(ino, What::Attributes).is_some()
+        {
             kernel.drop_attributes(ino);
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::future::join_all;
 use tandemfs::id::Ino;
 use tokio::task::{JoinHandle, spawn_blocking};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::known::KERNEL_PATIENCE;
 use super::session::Session;
@@ -34,6 +34,10 @@ impl What {
     pub(super) fn all() -> Self {
         Self::Pages(vec![(0, 0)])
     }
+
+    pub(super) fn is_all(&self) -> bool {
+        matches!(self, Self::Pages(ranges) if ranges.contains(&(0, 0)))
+    }
 }
 
 impl Session {
@@ -48,8 +52,18 @@ impl Session {
         self.drop_in_kernel(vec![(ino, What::all())], false).await;
     }
 
-    /// Has the kernel drop something of some inodes, and perhaps look up every name again.
+    /// Has the kernel drop something of some inodes, as far as it has it, and perhaps look up every name again.
     pub(super) async fn drop_in_kernel(&self, inodes: Vec<(Ino, What)>, names: bool) {
+        let mut settled = Instant::now();
+        let inodes = inodes.into_iter().filter_map(|(ino, what)| {
+            let (what, when) = self.known.take(ino, what)?;
+            settled = settled.max(when);
+            Some((ino, what))
+        });
+        let inodes: Vec<_> = inodes.collect();
+        if settled > Instant::now() {
+            sleep_until(settled).await;
+        }
         let (busy, inodes): (Vec<_>, Vec<_>) =
             inodes.into_iter().partition(|(ino, _)| self.suspended.has(*ino));
         let mut around: Vec<_> = busy.into_iter().map(|(ino, what)| self.drop_around(ino, what)).collect();

@@ -97,7 +97,10 @@ impl Fs {
         self.session.ready().await?;
         self.check_lost(&file)?;
         for _ in 0..OVERTAKEN_MAX {
+            self.session.known.give_pages(file.ino);
             let data = self.read_once(&file, offset, size).await?;
+            // Again, for it may have been told to drop them meanwhile.
+            self.session.known.give_pages(file.ino);
             if request.finish() {
                 return Ok(data);
             }
@@ -157,6 +160,8 @@ impl Fs {
                 break at;
             }
         };
+        // Again, for it may have been told to drop them while this waited.
+        self.session.known.give_pages(file.ino);
         if self.options.sync || file.flags & libc::O_DSYNC != 0 {
             self.commit(&file).await?;
         }
@@ -177,6 +182,7 @@ impl Fs {
     /// write, if that can be done without waiting and without a copy of the data; `None` asks for [`Fs::write`].
     pub fn write_at_once(&self, handle: u64, offset: u64, data: &[u8], how: How) -> Option<Result<Written>> {
         let file = self.usable(handle).ok()?;
+        self.session.known.give_pages(file.ino);
         let waits = self.options.sync || file.flags & libc::O_DSYNC != 0;
         if waits || how.append || how.from_cache || !self.session.is_ready() {
             return None;

@@ -263,9 +263,14 @@ impl Fs {
         if self.session.known.add(stat.inode.ino, is_special) {
             self.session.opens.add(stat.inode.ino);
         }
+        self.confirmed(stat)
+    }
+
+    /// Attributes that the kernel may keep only if they are still right: what has become wrong before this it is not told.
+    fn confirmed(&self, stat: Stat) -> Stat {
         let unsent = self.unsent(stat.inode.ino);
         match self.session.cache.inode(stat.inode.ino) {
-            Some(Some(inode)) => self.stat_with(inode, unsent),
+            Some(Some(inode)) if self.session.is_ready() => self.stat_with(inode, unsent),
             _ => Stat { keep: false, ..stat },
         }
     }
@@ -277,7 +282,9 @@ impl Fs {
     pub async fn getattr(&self, ino: Ino) -> Result<Stat> {
         self.session.ready().await?;
         let unsent = self.unsent(ino);
-        Ok(self.stat_with(self.inode(ino).await?, unsent))
+        let stat = self.stat_with(self.inode(ino).await?, unsent);
+        self.session.known.give_attributes(ino);
+        Ok(self.confirmed(stat))
     }
 
     /// readlink.

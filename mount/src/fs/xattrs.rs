@@ -24,6 +24,9 @@ impl Fs {
         check(name)?;
         self.session.ready().await?;
         let missing = || Error::no_attribute(String::from_utf8_lossy(name));
+        if name == ACCESS || name == DEFAULT {
+            self.session.known.give_list(ino);
+        }
         if self.inode(ino).await?.xattr_bytes == 0 {
             return Err(missing());
         }

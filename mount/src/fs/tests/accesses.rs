@@ -64,6 +64,7 @@ async fn a_read_is_seen_here_at_once_and_elsewhere_some_seconds_later() {
     let ino = made(&daemon, "a").await;
     let (here, kernel, clock) = mount_at(&daemon, When::Relative).await;
     let (there, others, _) = mount_at(&daemon, When::Relative).await;
+    here.session.known.add(ino, false);
     there.session.known.add(ino, false);
     assert_eq!((seen(&here, ino).await, seen(&there, ino).await), (START, START));
     let before = daemon.batches.load(Ordering::SeqCst);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tandemfs::ErrorKind;
 use tandemfs::id::Ino;
 use tandemfs::tree::{Key, RenameMode};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::fake::Daemon;
 use super::{ROOT, content, list, make, mount, mount_with};
@@ -36,6 +36,15 @@ async fn an_event_between_request_and_reply_is_not_lost() {
     let (one, kernel) = mount_with(&daemon, Options::default()).await;
     let two = mount(&daemon).await;
     let ino = make(&two, "a", b"old").await;
+    let chmod = |mode| Set { mode: Some(mode), ..Set::default() };
+    assert!(one.tell(one.lookup(Ino::ROOT, b"a").await.unwrap()).keep);
+    kernel.attributes.lock().unwrap().clear();
+    two.setattr(ROOT, ino, chmod(0o640)).await.unwrap();
+    assert_eq!(
+        std::mem::take(&mut *kernel.attributes.lock().unwrap()),
+        [ino],
+        "the kernel was told before the author was answered"
+    );
     daemon.hold_reads.store(true, Ordering::SeqCst);
     let asking = tokio::spawn({
         let one = Arc::clone(&one);
@@ -45,16 +54,37 @@ async fn an_event_between_request_and_reply_is_not_lost() {
         sleep(Duration::from_millis(1)).await;
     }
     daemon.hold_reads.store(false, Ordering::SeqCst);
-    let chmod = Set { mode: Some(0o600), ..Set::default() };
-    two.setattr(ROOT, ino, chmod).await.unwrap();
-    assert!(
-        kernel.attributes.lock().unwrap().contains(&ino),
-        "the kernel was told before the author was answered"
-    );
-    assert!(kernel.names.load(Ordering::SeqCst) > 0);
+    two.setattr(ROOT, ino, chmod(0o600)).await.unwrap();
+    // It would throw the answer away, and the size with it, and has nothing to drop.
+    assert!(kernel.attributes.lock().unwrap().is_empty(), "the kernel was told while it asked");
     daemon.release_reads.notify_waiters();
-    asking.await.unwrap().unwrap();
-    assert_eq!(one.getattr(ino).await.unwrap().inode.mode, 0o600);
+    let answered = asking.await.unwrap().unwrap();
+    assert!(!answered.keep || answered.inode.mode == 0o600);
+    let answered = one.getattr(ino).await.unwrap();
+    assert!(answered.keep && answered.inode.mode == 0o600);
+    two.setattr(ROOT, ino, chmod(0o644)).await.unwrap();
+    assert_eq!(*kernel.attributes.lock().unwrap(), [ino], "it has them again");
+}
+
+/// A process that has been answered goes on with the size only when it is given a processor.
+#[tokio::test(start_paused = true)]
+async fn an_answer_is_given_time_before_it_is_dropped() {
+    let daemon = Arc::new(Daemon::default());
+    let (one, kernel) = mount_with(&daemon, Options::default()).await;
+    let two = mount(&daemon).await;
+    let ino = make(&two, "a", b"").await;
+    one.tell(one.lookup(Ino::ROOT, b"a").await.unwrap());
+    kernel.attributes.lock().unwrap().clear();
+    for asks in [false, true] {
+        if asks {
+            one.getattr(ino).await.unwrap();
+        }
+        let before = Instant::now();
+        let chmod = Set { mode: Some(0o600), ..Set::default() };
+        two.setattr(ROOT, ino, chmod).await.unwrap();
+        let waited = before.elapsed() >= Duration::from_millis(2);
+        assert_eq!((waited, kernel.attributes.lock().unwrap().len()), (asks, 1 + usize::from(asks)));
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -89,7 +119,7 @@ async fn what_an_event_has_overtaken_is_not_kept_by_the_kernel() {
     kernel.misses.store(0, Ordering::SeqCst);
     let three = mount(&daemon).await;
     three.setattr(ROOT, ino, chmod(0o644)).await.unwrap();
-    assert_eq!(kernel.misses.load(Ordering::SeqCst), 1);
+    assert_eq!(kernel.misses.load(Ordering::SeqCst), 0);
 }
 
 /// Who has seen a file under its new name does not find the old one any more, in the kernel's cache either.
@@ -120,6 +150,7 @@ async fn a_new_run_of_the_daemon_drops_what_is_cached() {
     let (fs, kernel) = mount_with(&daemon, Options::default()).await;
     let ino = make(&fs, "a", b"data").await;
     fs.tell(fs.getattr(ino).await.unwrap());
+    content(&fs, ino).await;
     daemon.restart();
     sleep(Duration::from_secs(2)).await;
     assert!(kernel.pages.lock().unwrap().contains(&ino));
