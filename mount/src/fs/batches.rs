@@ -42,7 +42,7 @@ impl Session {
     /// Commits mutations as one batch and caches what they wrote.
     ///
     /// # Errors
-    /// Those of the rules; `Stale` when the session ended and nobody can say whether the batch was applied;
+    /// Those of the rules; `TimedOut` when nobody can say whether the batch was applied, also because the session has ended;
     /// `SessionEnded` when the session ended before a [`Mutation::Create`], whose inode number is not ours any more.
     pub async fn commit(&self, mutations: Vec<Mutation>, victim: Option<Ino>) -> Result<BatchReply> {
         self.commit_in(None, mutations, victim).await
@@ -124,7 +124,8 @@ impl Session {
                     Err(error) if error.kind() == ErrorKind::SessionEnded => {
                         self.ended(slot.id);
                         if uncertain && !again {
-                            return Err(Error::stale("the session ended while a change was under way"));
+                            // Not `Stale`: the kernel would do the call again, and O_EXCL, say, would meet its own file.
+                            return Err(Error::timed_out("the session ended while a change was under way"));
                         }
                         self.renewed(slot.id, tries.start + self.offline_timeout).await?;
                         tries.rest(None).await;

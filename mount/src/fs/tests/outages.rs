@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use tandemfs::ErrorKind;
 use tandemfs::id::Ino;
-use tandemfs::tree::NewNode;
+use tandemfs::tree::{NewNode, RenameMode};
 use tokio::time::{Instant, sleep};
 
 use super::fake::{Daemon, LEASE_MS};
@@ -138,6 +139,37 @@ async fn a_fenced_mount_writes_what_it_has_staged_in_a_new_session() {
     assert_eq!(fs.flush(handles[1]).await.unwrap_err().kind(), ErrorKind::Stale);
     make(&fs, "new", b"x").await;
     assert_eq!(list(&other, Ino::ROOT, true).await, [".", "..", "kept", "new"]);
+}
+
+/// The kernel does a call again that is answered ESTALE.
+#[tokio::test(start_paused = true)]
+async fn a_change_that_perhaps_was_made_before_the_session_ended_is_not_made_again() {
+    let daemon = Arc::new(Daemon::default());
+    let fs = mount(&daemon).await;
+    make(&fs, "old", b"").await;
+    let calls: [BoxFuture<'_, tandemfs::Result<()>>; 3] = [
+        Box::pin(async { fs.create(ROOT, Ino::ROOT, b"new", 0o600.into(), libc::O_EXCL).await.map(drop) }),
+        Box::pin(fs.rename(ROOT, (Ino::ROOT, b"old"), (Ino::ROOT, b"other"), RenameMode::NoReplace)),
+        Box::pin(fs.remove(ROOT, Ino::ROOT, b"new", false)),
+    ];
+    for call in calls {
+        let before = daemon.batches.load(Ordering::SeqCst);
+        daemon.hold_batches.store(true, Ordering::SeqCst);
+        let fence = async {
+            while daemon.batches.load(Ordering::SeqCst) == before {
+                sleep(Duration::from_millis(1)).await;
+            }
+            daemon.hold_batches.store(false, Ordering::SeqCst);
+            daemon.lose_every.store(1, Ordering::SeqCst);
+            daemon.release_batches.notify_waiters();
+            sleep(Duration::from_millis(1)).await;
+            daemon.fence_all();
+            daemon.lose_every.store(0, Ordering::SeqCst);
+        };
+        let (result, ()) = tokio::join!(call, fence);
+        assert_eq!(result.unwrap_err().errno(), libc::ETIMEDOUT);
+    }
+    assert_eq!(list(&fs, Ino::ROOT, true).await, [".", "..", "other"]);
 }
 
 #[tokio::test(start_paused = true)]
