@@ -53,8 +53,8 @@ struct Inner {
     session: SessionId,
     run: u64,
     table: LockTable<u64>,
-    /// What each owner has asked for and has no answer to: it may be done, and others may have seen that.
-    asked: BTreeMap<u64, LockRequest>,
+    /// What each owner has asked for.
+    asked: BTreeMap<u64, Asking>,
     /// The handle that each owner has used last: with it go its locks. All owners are here that may hold something.
     handles: BTreeMap<(Ino, u64), u64>,
     /// Counts lost sessions.
@@ -126,7 +126,8 @@ impl Locks {
         (inner.session, inner.run) = (grant.session, grant.run);
         let mut table = inner.table.clone();
         let mut asked = Vec::new();
-        for (owner, request) in &inner.asked {
+        for (owner, Asking { request, .. }) in inner.asked.iter().filter(|(_, asking)| asking.unanswered > 0)
+        {
             // It leaves no more than the daemon had room for.
             match request {
                 LockRequest::Unlock { ino, start, end, .. } => {
@@ -145,8 +146,23 @@ impl Locks {
 
     /// An owner asks for a change, until the guard goes.
     fn ask(&self, owner: u64, request: &LockRequest) -> Asked<'_> {
-        self.inner().asked.insert(owner, request.clone());
+        self.inner().asked.insert(owner, Asking { request: request.clone(), unanswered: 0 });
         Asked { locks: self, owner }
+    }
+
+    fn send(&self, owner: Option<u64>) {
+        let mut inner = self.inner();
+        if let Some(asking) = owner.and_then(|owner| inner.asked.get_mut(&owner)) {
+            asking.unanswered += 1;
+        }
+    }
+
+    /// The last time that it was sent it was not done: the daemon does not know yet who holds what.
+    fn put_off(&self, owner: Option<u64>) {
+        let mut inner = self.inner();
+        if let Some(asking) = owner.and_then(|owner| inner.asked.get_mut(&owner)) {
+            asking.unanswered = asking.unanswered.saturating_sub(1);
+        }
     }
 
     /// Owners whose last handle of a file this is.
@@ -155,6 +171,13 @@ impl Locks {
         let of_file = inner.handles.range((ino, 0)..=(ino, u64::MAX));
         of_file.filter(|(_, last)| **last == handle).map(|((_, owner), _)| *owner).collect()
     }
+}
+
+/// A change that an owner has asked for.
+struct Asking {
+    request: LockRequest,
+    /// How often it was sent without an answer: so it may be done, and others may have seen that.
+    unanswered: u32,
 }
 
 /// An owner's change is under way.
@@ -185,18 +208,24 @@ impl Session {
         Ok(())
     }
 
-    /// Asks until the daemon knows who holds what.
-    async fn ask_for_lock(&self, request: &LockRequest) -> Result<(SessionId, LockReply)> {
+    /// Asks until the daemon knows who holds what, perhaps for a change by an owner.
+    async fn ask_for_lock(
+        &self,
+        owner: Option<u64>,
+        request: &LockRequest,
+    ) -> Result<(SessionId, LockReply)> {
         let give_up = Instant::now() + self.offline_timeout;
         loop {
             let (id, reply) = self
                 .until_answered(|id| {
+                    self.locks.send(owner);
                     Box::pin(async move { self.remote.lock(id, request).await.map(|reply| (id, reply)) })
                 })
                 .await?;
             if reply.outcome != LockOutcome::Recovering {
                 return Ok((id, reply));
             }
+            self.locks.put_off(owner);
             if Instant::now() >= give_up {
                 return Err(Error::timed_out("the daemon does not know the locks of the run before"));
             }
@@ -215,7 +244,7 @@ impl Session {
         let _asked = self.locks.ask(owner, request);
         let give_up = Instant::now() + self.offline_timeout;
         loop {
-            let (id, reply) = self.ask_for_lock(request).await?;
+            let (id, reply) = self.ask_for_lock(Some(owner), request).await?;
             // The answer may have lain here, with this process stopped, while the lease passed, and with it the session.
             self.ready().await?;
             {
@@ -226,6 +255,13 @@ impl Session {
                     }
                     return Ok(reply.outcome);
                 }
+            }
+            if reply.outcome == LockOutcome::Done
+                && matches!(request, LockRequest::Set { .. })
+                && id != self.locks.inner().session
+            {
+                // Others have been kept out by it, and have had it since.
+                return Err(Error::stale("the lock was lost with the session"));
             }
             // It comes from a session or a run that is over, and counts for nothing.
             if Instant::now() >= give_up {
@@ -277,7 +313,8 @@ impl Fs {
     /// `Stale` after a loss; those of the daemon.
     pub async fn test_lock(&self, handle: u64, owner: u64, lock: Lock) -> Result<Option<Lock>> {
         let ino = self.usable(handle)?.ino;
-        let (_, reply) = self.session.ask_for_lock(&LockRequest::Test(HeldLock { ino, owner, lock })).await?;
+        let (_, reply) =
+            self.session.ask_for_lock(None, &LockRequest::Test(HeldLock { ino, owner, lock })).await?;
         Ok(match reply.outcome {
             LockOutcome::Held { lock, own } => Some(Lock { pid: if own { lock.pid } else { 0 }, ..lock }),
             _ => None,
@@ -326,7 +363,7 @@ impl Fs {
             };
             if !has_patience.await {
                 if place.is_some() {
-                    let _in_time = timeout(LEAVE_TIMEOUT, self.session.ask_for_lock(&leave)).await;
+                    let _in_time = timeout(LEAVE_TIMEOUT, self.session.ask_for_lock(None, &leave)).await;
                 }
                 return Ok(Locked::Held);
             }
@@ -335,7 +372,7 @@ impl Fs {
                     // Its turn had come and was no turn: a daemon that says so all the time must not keep us busy.
                     sleep(REFUSED_PAUSE).await;
                 }
-                self.session.ask_for_lock(&LockRequest::Wait { wanted, place }).await
+                self.session.ask_for_lock(None, &LockRequest::Wait { wanted, place }).await
             };
             let mut wait = pin!(wait);
             tokio::select! {
@@ -346,7 +383,7 @@ impl Fs {
                 },
                 () = &mut patience => {
                     // Its place must not keep anybody out who comes after this.
-                    let left = async { tokio::join!(self.session.ask_for_lock(&leave), wait) };
+                    let left = async { tokio::join!(self.session.ask_for_lock(None, &leave), wait) };
                     let _in_time = timeout(LEAVE_TIMEOUT, left).await;
                     return Ok(Locked::Held);
                 }
