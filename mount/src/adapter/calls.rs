@@ -203,7 +203,7 @@ impl Filesystem for Adapter {
         self.run(async move {
             match fs.create(by, parent, &name, Mode { mode, umask }, flags).await {
                 Ok((stat, handle)) => {
-                    let stat = fs.tell(stat);
+                    let stat = fs.tell_created(stat);
                     let names = if stat.keep { names } else { NOW };
                     let (attributes, handle) = (numbers.attributes(&stat), FileHandle(handle));
                     reply.created(&names, &attributes, Generation(0), handle, opened_with(flags));

@@ -50,7 +50,9 @@ impl Fs {
     pub(super) async fn admit(&self, ino: Ino) -> Result<()> {
         self.session.opens.settled(ino).await;
         let is_there = self.inode(ino).await?.nlink > 0;
-        if is_there || self.session.opens.is_orphan(ino) || self.session.known.removed(ino).is_some() {
+        let removed = self.session.known.removed(ino);
+        if is_there || self.session.opens.is_orphan(ino) || removed.is_some_and(|inode| inode.is_directory())
+        {
             Ok(())
         } else {
             Err(self.gone(ino))

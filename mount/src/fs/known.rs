@@ -29,7 +29,8 @@ struct Entry {
     count: u64,
     /// It is held for as long as it is known.
     held: bool,
-    /// A directory that was removed here: some process's working directory, perhaps.
+    /// As what it is shown when it is gone: a directory that was removed here, and is perhaps some process's working directory; a file
+    /// that was created in a session that is over.
     removed: Option<Box<Inode>>,
     cached: Cached,
 }
@@ -67,14 +68,14 @@ impl Known {
         entry.count == 0 && known.remove(&ino).is_some_and(|entry| entry.held)
     }
 
-    /// A directory was removed, having been so.
+    /// What was so is gone, or may be.
     pub fn remove(&self, before: Inode) {
         if let Some(entry) = self.lock().get_mut(&before.ino) {
             entry.removed = Some(Box::new(Inode { nlink: 0, ..before }));
         }
     }
 
-    /// A directory that was removed, if it is known still.
+    /// As what an inode is shown that is gone, if that is known.
     pub fn removed(&self, ino: Ino) -> Option<Inode> {
         self.lock().get(&ino)?.removed.as_deref().cloned()
     }

@@ -266,6 +266,16 @@ impl Fs {
         self.confirmed(stat)
     }
 
+    /// The kernel is being told of a file that was created; as [`Fs::tell`]. If that was in a session that has ended, others may have removed
+    /// it by now. The kernel asks once more before the file is open, and would create another one if that were `Stale`.
+    pub fn tell_created(&self, stat: Stat) -> Stat {
+        let told = self.tell(stat);
+        if !told.keep {
+            self.session.known.remove(told.inode.clone());
+        }
+        told
+    }
+
     /// Attributes that the kernel may keep only if they are still right: what has become wrong before this it is not told.
     fn confirmed(&self, stat: Stat) -> Stat {
         let unsent = self.unsent(stat.inode.ino);

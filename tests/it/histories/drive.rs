@@ -128,7 +128,8 @@ impl Drive {
 
     /// A call has failed in a way that is not an answer of an object.
     pub fn failed(&self, root: &Root, error: &io::Error, call: &str) {
-        let stale = error.raw_os_error() == Some(Errno::STALE.raw_os_error());
+        let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+        let stale = matches!(errno, Some(Errno::STALE | Errno::TIMEDOUT));
         let doubted = self.now() < Duration::from_micros(root.doubted.load(Ordering::SeqCst));
         if !(root.is_dead() || stale && doubted) {
             let text = format!("{:?} {}: {call}: {error}", self.now(), root.path.display());

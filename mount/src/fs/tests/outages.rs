@@ -141,6 +141,24 @@ async fn a_fenced_mount_writes_what_it_has_staged_in_a_new_session() {
     assert_eq!(list(&other, Ino::ROOT, true).await, [".", "..", "kept", "new"]);
 }
 
+/// The kernel asks for the attributes of what it has created before it has it open, and begins again when they are `Stale`.
+#[tokio::test(start_paused = true)]
+async fn a_file_that_was_created_in_a_session_that_is_over_is_shown_though_it_is_gone() {
+    let daemon = Arc::new(Daemon::default());
+    let (fs, other) = (mount(&daemon).await, mount(&daemon).await);
+    let (stat, handle) = fs.create(ROOT, Ino::ROOT, b"new", 0o600.into(), libc::O_EXCL).await.unwrap();
+    let ino = stat.inode.ino;
+    daemon.fence_all();
+    other.remove(ROOT, Ino::ROOT, b"new", false).await.unwrap();
+    sleep(Duration::from_millis(LEASE_MS)).await;
+    fs.release(handle).await;
+    assert_eq!(fs.getattr(ino).await.unwrap_err().kind(), ErrorKind::Stale);
+    assert!(!fs.tell_created(stat).keep);
+    let shown = fs.getattr(ino).await.unwrap();
+    assert_eq!((shown.inode.ino, shown.inode.nlink, shown.keep), (ino, 0, false));
+    assert_eq!(fs.open_file(ROOT, ino, libc::O_RDONLY).await.unwrap_err().kind(), ErrorKind::Stale);
+}
+
 /// The kernel does a call again that is answered ESTALE.
 #[tokio::test(start_paused = true)]
 async fn a_change_that_perhaps_was_made_before_the_session_ended_is_not_made_again() {
