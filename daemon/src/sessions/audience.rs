@@ -36,10 +36,13 @@ struct Inner {
     ended: Vec<(VolumeId, SessionId)>,
 }
 
+/// Sessions, and the numbers of the events with which they have been told something.
+pub(crate) type Telling = Vec<(Arc<Session>, u64)>;
+
 /// Sessions that have been told something.
 pub(crate) struct Told<'a> {
     audience: &'a Audience,
-    waiting: Vec<(Arc<Session>, u64)>,
+    waiting: Telling,
     /// Orphans that sessions can no longer be asked about, and are taken to hold.
     pub(crate) assumed_held: Vec<(SessionId, Vec<Ino>)>,
 }
@@ -289,6 +292,19 @@ impl Audience {
         self.ended_added.notified().await;
     }
 
+    /// Waits until no session of a volume but one remembers anything of an earlier run.
+    pub(crate) async fn dropped_by_others(&self, volume: VolumeId, but: SessionId) {
+        let others = self.others(volume, Some(but)).into_iter();
+        let telling = others.filter_map(|session| session.remembers().map(|number| (session, number)));
+        self.acknowledged_by_others(&telling.collect(), None).await;
+    }
+
+    /// Waits until all but one have acknowledged what they were told, ended, or been fenced.
+    pub(crate) async fn acknowledged_by_others(&self, telling: &Telling, but: Option<SessionId>) {
+        let others = telling.iter().filter(|(session, _)| Some(session.id) != but);
+        join_all(others.map(|(session, number)| self.wait(session, *number))).await;
+    }
+
     /// Waits until a session has acknowledged an event or its lease has passed, in which case it is fenced.
     async fn wait(&self, session: &Session, number: u64) {
         let mut changes = session.watch();
@@ -332,8 +348,13 @@ async fn until(delegations: &Delegations, is_so: impl Fn() -> bool) {
 }
 
 impl Told<'_> {
+    /// Who was told, if anybody was.
+    pub(crate) fn telling(&self) -> Option<Telling> {
+        (!self.waiting.is_empty()).then(|| self.waiting.clone())
+    }
+
     /// Waits until each has acknowledged, ended, or been fenced.
     pub(crate) async fn acknowledged(self) {
-        join_all(self.waiting.iter().map(|(session, number)| self.audience.wait(session, *number))).await;
+        self.audience.acknowledged_by_others(&self.waiting, None).await;
     }
 }

@@ -10,7 +10,7 @@ use tandemfs::{ErrorKind, Result};
 use tokio::time::{Instant, timeout};
 
 use super::audience::RETURN_PATIENCE;
-use super::tests::{ack, alive, events, news};
+use super::tests::{ack, alive, drop_all, events, news};
 use crate::volumes::tests::world::{World, create};
 
 /// Long for a request that waits for nobody.
@@ -144,6 +144,7 @@ async fn after_a_restart_nobody_is_shown_a_file_before_all_have_said_what_they_h
     let resume = async |id, delegations| {
         let resume = ResumeSession { held: Vec::new(), delegations };
         world.sessions.resume(&world.caller, id, &resume).await.unwrap();
+        drop_all(&world, id).await;
     };
     resume(two, Vec::new()).await;
     let mut seen = pin!(look(&world, two, ino));

@@ -77,7 +77,8 @@ impl Sessions {
     }
 
     async fn grant(&self, session: &Session, volume: &Volume) -> Result<SessionGrant> {
-        let read = volume.read(Some(session.id), &[Want::Record(Key::Usage)]).await?;
+        // As the daemon, which waits for no other session: that one may be waiting to be resumed as well.
+        let read = volume.read(None, &[Want::Record(Key::Usage)]).await?;
         let usage = match read.answers.into_iter().next().and_then(|mut answer| answer.records.pop()) {
             Some((_, Some(Record::Usage(usage)))) => usage,
             _ => Usage::default(),

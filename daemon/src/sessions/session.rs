@@ -27,6 +27,8 @@ pub(super) type Answered = Option<Arc<Result<BatchReply>>>;
 pub(crate) struct Session {
     pub(super) id: SessionId,
     pub(super) lease: Duration,
+    /// The event that says to drop all that it remembers of an earlier run; 0: there is none.
+    drop_all: u64,
     inner: Mutex<Inner>,
     /// Goes up when something has changed that somebody may wait for.
     changes: watch::Sender<u64>,
@@ -90,8 +92,8 @@ impl Session {
     /// A session of an earlier run: the first thing that it is told is to drop all that it remembers. Its events are numbered
     /// on from beyond what that run can have used.
     pub(super) fn recovered(record: record::Session, lease: Duration, run: u64, version: u64) -> Self {
-        let session = Self::new(record, lease, run << 32, None);
-        session.push(version, |number, version| Event::DropAll { number, version });
+        let mut session = Self::new(record, lease, run << 32, None);
+        session.drop_all = session.push(version, |number, version| Event::DropAll { number, version });
         session
     }
 
@@ -110,7 +112,7 @@ impl Session {
             slots,
             under_way: BTreeMap::new(),
         };
-        Self { id, lease, inner: Mutex::new(inner), changes: watch::Sender::new(0) }
+        Self { id, lease, drop_all: 0, inner: Mutex::new(inner), changes: watch::Sender::new(0) }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -239,6 +241,11 @@ impl Session {
     pub(super) fn is_acknowledged(&self, number: u64) -> bool {
         let inner = self.inner();
         inner.ended || inner.acknowledged >= number
+    }
+
+    /// The event that says to drop all that it remembers of an earlier run, if it has not acknowledged that yet.
+    pub(super) fn remembers(&self) -> Option<u64> {
+        (!self.is_acknowledged(self.drop_all)).then_some(self.drop_all)
     }
 
     /// Takes an acknowledgement.

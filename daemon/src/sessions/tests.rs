@@ -4,7 +4,7 @@ use futures::{Stream, StreamExt};
 use std::pin::Pin;
 use std::time::Duration;
 use tandemfs::ErrorKind;
-use tandemfs::api::fs::{Ack, Batch, Event, OpenSession, ResumeSession};
+use tandemfs::api::fs::{Ack, Batch, Event, OpenSession, Read, ReadReply, ResumeSession};
 use tandemfs::id::{Ino, SessionId};
 use tandemfs::tree::{Key, Mutation, Want};
 use tokio::time::{Instant, timeout};
@@ -32,6 +32,13 @@ pub(super) async fn news(events: &mut Events) -> Event {
 pub(super) async fn ack(world: &World, id: SessionId, number: u64, held: &[u64]) {
     let held = held.iter().map(|ino| Ino(*ino)).collect();
     world.sessions.acknowledge(&world.caller, id, &Ack { number, held }).await.unwrap();
+}
+
+/// A session of an earlier run drops all that it remembers.
+pub(super) async fn drop_all(world: &World, id: SessionId) {
+    let event = news(&mut events(world, id).await).await;
+    assert!(matches!(event, Event::DropAll { .. }), "{event:?}");
+    ack(world, id, event.number(), &[]).await;
 }
 
 /// Waits while a session gives signs of life.
@@ -74,6 +81,66 @@ async fn a_change_is_answered_only_when_the_others_have_acknowledged_it() {
     }
 }
 
+/// What a session reads, if it is answered within some time.
+async fn shown(world: &World, id: SessionId, want: Want) -> Option<ReadReply> {
+    let read = Read { wants: vec![want] };
+    let reply = world.sessions.read(&world.caller, id, &read);
+    Some(timeout(Duration::from_millis(300), reply).await.ok()?.unwrap())
+}
+
+/// Else one could see a change, and another one then what was before it.
+#[tokio::test(start_paused = true)]
+async fn a_change_is_shown_only_when_nobody_else_can_be_shown_what_was_before() {
+    let world = World::new().await;
+    let [one, two, three] =
+        [world.session().await, world.session().await, world.session().await].map(|grant| grant.session);
+    let first = world.sessions.inodes(&world.caller, one).await.unwrap().first.0;
+    let (mut heard, mut others) = (events(&world, two).await, events(&world, three).await);
+    let batch = world.batch(one, 1, vec![create("f", first)]);
+    tokio::pin!(batch);
+    let told = async { (news(&mut heard).await.number(), news(&mut others).await.number()) };
+    let (second, third) = tokio::select! {
+        answer = &mut batch => panic!("{answer:?}"),
+        told = told => told,
+    };
+    let lookup = |text: &str| Want::Lookup { parent: Ino::ROOT, name: name(text) };
+    let listing = || Want::Directory { ino: Ino::ROOT, after: None, limit: 10 };
+    let changed = || [lookup("f"), listing(), Want::Record(Key::Inode(Ino::ROOT))];
+    for want in changed() {
+        for reader in [one, two, three] {
+            assert!(shown(&world, reader, want.clone()).await.is_none(), "{want:?} by {reader}");
+        }
+    }
+    let names = timeout(Duration::from_millis(300), world.volume().await.read(None, &[lookup("f")])).await;
+    assert!(names.is_err(), "shown by REST");
+    assert!(shown(&world, three, lookup("g")).await.is_some(), "it has not changed");
+    ack(&world, two, second, &[]).await;
+    for want in changed() {
+        // Who reads drops what was before by himself.
+        assert!(shown(&world, three, want.clone()).await.is_some(), "{want:?}");
+        assert!(shown(&world, two, want.clone()).await.is_none(), "{want:?}");
+    }
+    ack(&world, three, third, &[]).await;
+    batch.await.unwrap();
+    assert!(shown(&world, two, listing()).await.is_some());
+}
+
+/// Of what was changed when the daemon stopped nobody knows who was told.
+#[tokio::test(start_paused = true)]
+async fn after_a_restart_nothing_is_shown_before_the_others_have_dropped_everything() {
+    let world = World::new().await;
+    let (one, two) = (world.session().await.session, world.session().await.session);
+    let world = world.restart().await;
+    for id in [one, two] {
+        world.sessions.resume(&world.caller, id, &ResumeSession::default()).await.unwrap();
+    }
+    let root = || Want::Record(Key::Inode(Ino::ROOT));
+    assert!(shown(&world, one, root()).await.is_none());
+    drop_all(&world, two).await;
+    assert!(shown(&world, one, root()).await.is_some());
+    assert!(shown(&world, two, root()).await.is_none());
+}
+
 #[tokio::test(start_paused = true)]
 async fn who_does_not_answer_is_fenced_and_holds_up_nobody_for_longer_than_the_lease() {
     let world = World::new().await;
@@ -85,14 +152,14 @@ async fn who_does_not_answer_is_fenced_and_holds_up_nobody_for_longer_than_the_l
     let taken = begun.elapsed();
     assert!(taken >= Duration::from_millis(2_900) && taken < Duration::from_millis(3_500), "{taken:?}");
     while heard.next().await.is_some() {}
-    let ended = world.sessions.read(&world.caller, two, &tandemfs::api::fs::Read { wants: Vec::new() }).await;
+    let ended = world.sessions.read(&world.caller, two, &Read { wants: Vec::new() }).await;
     assert_eq!(ended.unwrap_err().kind(), ErrorKind::SessionEnded);
     let resumed = world.sessions.resume(&world.caller, two, &ResumeSession::default()).await;
     assert_eq!(resumed.unwrap_err().kind(), ErrorKind::SessionEnded);
     // One that asks all the time but carries nothing out is given up as well.
     let third = world.session().await.session;
     let asking = async {
-        let read = tandemfs::api::fs::Read { wants: Vec::new() };
+        let read = Read { wants: Vec::new() };
         while world.sessions.read(&world.caller, third, &read).await.is_ok() {
             tokio::time::sleep(Duration::from_millis(500)).await;
         }

@@ -132,9 +132,10 @@ impl Volume {
                 (None, Err(error)) if error.kind().is_retryable() => return Err(error),
                 (None, Err(error)) => {
                     // A refusal shows what others have changed, as a read does.
-                    let moment = self.moment(&state);
+                    let (moment, version) = (self.moment(&state), state.version);
                     drop(state);
                     if self.durable(moment).await {
+                        self.settled(change.author, version, set.loaded().keys()).await;
                         return Err(error);
                     }
                 }
@@ -284,6 +285,7 @@ impl Volume {
         }
         let told = self.shared.audience.tell(self.id, author, reply.version, &keys, &orphans);
         self.note_held(&told);
+        let _unsettled = (!quiet).then(|| self.unsettled.begin(reply.version, &keys, &told));
         // After that: whoever sees the change has been told of it first.
         self.made_durable(moment);
         // A session may end while its last batch is under way.
@@ -292,6 +294,10 @@ impl Volume {
         }
         if !quiet {
             told.acknowledged().await;
+            // The answer shows what it was built on as well.
+            let _known = self.durable(moment).await;
+            let keys = reply.records.iter().map(|(key, _)| key);
+            self.settled(author, reply.version, keys).await;
         }
         for ino in orphans.into_iter().chain(unfinished) {
             self.orphans.settle(ino);

@@ -16,6 +16,7 @@ mod references;
 mod shares;
 #[cfg(test)]
 pub(crate) mod tests;
+mod unsettled;
 mod volume;
 
 use rand::rngs::StdRng;

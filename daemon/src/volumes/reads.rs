@@ -51,6 +51,10 @@ impl Volume {
             let in_the_way = self.in_the_way(author, seen.map(|(key, record)| (key, record)));
             let version = state.version;
             if self.may_be_seen(state, in_the_way, &mut tries).await? {
+                // What is not there any more shows in the inode of what it was in.
+                let whole: Vec<Key> = wants.iter().filter_map(whole_of).map(Key::Inode).collect();
+                let keys = answers.iter().flat_map(|answer| &answer.records).map(|(key, _)| key);
+                self.settled(author, version, keys.chain(&whole)).await;
                 return Ok(ReadReply { version, answers });
             }
         }
@@ -67,7 +71,9 @@ impl Volume {
             let mut set = WorkingSet::new();
             let found = self.run(&state, &mut set, |set| rule(set)).await;
             let in_the_way = self.in_the_way(None, set.loaded().iter());
+            let version = state.version;
             if self.may_be_seen(state, in_the_way, &mut tries).await? {
+                self.settled(None, version, set.loaded().keys()).await;
                 return found;
             }
         }
@@ -81,7 +87,10 @@ impl Volume {
             let page = self.entries(&state, ino, from, limit).await?;
             let answer = self.with_inodes(&state, page).await?;
             let in_the_way = self.in_the_way(None, answer.records.iter().map(|(key, record)| (key, record)));
+            let version = state.version;
             if self.may_be_seen(state, in_the_way, &mut tries).await? {
+                let keys = answer.records.iter().map(|(key, _)| key);
+                self.settled(None, version, keys.chain([&Key::Inode(ino)])).await;
                 return Ok(answer);
             }
         }
@@ -165,5 +174,15 @@ impl Volume {
         let with_inodes =
             entries.zip(inodes.into_iter().zip(found)).flat_map(|(entry, inode)| [entry, inode]);
         Ok(Answer { records: with_inodes.collect(), complete: page.complete })
+    }
+}
+
+/// The inode of which a want asks for all that there is of a kind.
+fn whole_of(want: &Want) -> Option<Ino> {
+    match want {
+        Want::Directory { ino, .. } | Want::Chunks { ino, .. } | Want::Xattrs(ino) | Want::Links(ino) => {
+            Some(*ino)
+        }
+        Want::Record(_) | Want::Lookup { .. } => None,
     }
 }

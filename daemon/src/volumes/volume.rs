@@ -10,6 +10,7 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use super::cache::{Life, RecordCache};
 use super::orphans::Orphans;
+use super::unsettled::Unsettled;
 use crate::meta::record::References;
 use crate::meta::{Meta, record};
 use crate::replicate::Replicator;
@@ -45,6 +46,7 @@ pub(crate) struct Volume {
     pub(super) key: VolumeKey,
     pub(super) shared: Arc<Shared>,
     pub(crate) orphans: Arc<Orphans>,
+    pub(super) unsettled: Unsettled,
     state: Mutex<State>,
     progress: watch::Sender<Progress>,
     /// Positions that are so far, while one before them is not. Locked before the progress is changed.
@@ -119,6 +121,7 @@ impl Volume {
             key: of.key.clone(),
             shared,
             orphans,
+            unsettled: Unsettled::default(),
             state: Mutex::new(state),
             progress: watch::Sender::new(Progress::default()),
             ahead: std::sync::Mutex::default(),
