@@ -76,6 +76,8 @@ pub(super) struct Submitted {
     orphans: Vec<Ino>,
     /// Those of them that wait for nobody but need more commits to be reaped.
     unfinished: Vec<Ino>,
+    /// Orphans that are reaped with this.
+    reaped: Vec<Ino>,
     quiet: bool,
 }
 
@@ -224,9 +226,13 @@ impl Volume {
             let holder = change.author.filter(|_| change.held.contains(ino));
             self.orphans.begin(*ino, holder);
         }
+        let mut reaped = Vec::new();
         for (key, record) in &changes.records {
             match (key, record) {
-                (Key::Orphan(ino), None) => self.orphans.reaped(*ino),
+                (Key::Orphan(ino), None) => {
+                    self.orphans.reaped(*ino);
+                    reaped.push(*ino);
+                }
                 (Key::Inode(ino), None) => delegations.gone(*ino),
                 _ => (),
             }
@@ -249,6 +255,7 @@ impl Volume {
             keys,
             orphans,
             unfinished,
+            reaped,
             quiet: change.quiet,
         })
     }
@@ -270,17 +277,18 @@ impl Volume {
             reply: BatchReply { version: state.version, records: records.into_iter().collect() },
             orphans: Vec::new(),
             unfinished: Vec::new(),
+            reaped: Vec::new(),
             quiet: false,
         })
     }
 
     /// The part after the lock: waits for stable storage, then for the other sessions.
     async fn complete(&self, submitted: Submitted) -> Result<BatchReply> {
-        let Submitted { ticket, moment, author, reply, keys, orphans, unfinished, quiet } = submitted;
+        let Submitted { ticket, moment, author, reply, keys, orphans, unfinished, reaped, quiet } = submitted;
         if let Err(error) = ticket.await {
             // Drops what builds on it, and wakes who waits for it.
             drop(self.lock().await);
-            self.forget_orphans(orphans.iter().chain(&unfinished)).await;
+            self.look_again_at(orphans.iter().chain(&unfinished).chain(&reaped)).await;
             return Err(error);
         }
         let told = self.shared.audience.tell(self.id, author, reply.version, &keys, &orphans);
@@ -305,13 +313,16 @@ impl Volume {
         Ok(reply)
     }
 
-    /// Orphans of a commit that failed are none, unless the engine says so.
-    async fn forget_orphans(&self, inos: impl Iterator<Item = &Ino>) {
+    /// What a commit would have made orphans or reaped, and failed: they are what the engine says.
+    async fn look_again_at(&self, inos: impl Iterator<Item = &Ino>) {
         for ino in inos {
             let state = self.lock().await;
             match self.record(&state, &Key::Orphan(*ino)).await {
                 Ok(None) => self.orphans.reaped(*ino),
-                _ => self.orphans.settle(*ino),
+                _ => {
+                    self.orphans.recovered(*ino);
+                    self.orphans.settle(*ino);
+                }
             }
         }
     }

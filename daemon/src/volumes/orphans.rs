@@ -71,7 +71,7 @@ impl Orphans {
         Self { volume, inner: Mutex::default(), due }
     }
 
-    /// Takes up an orphan of an earlier run: nobody has said yet whether he holds it.
+    /// Takes up an orphan of an earlier run, or one that was not reaped after all: nobody has said yet whether he holds it.
     pub(super) fn recovered(&self, ino: Ino) {
         locked(&self.inner).orphans.entry(ino).or_default();
     }
