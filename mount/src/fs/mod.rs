@@ -270,8 +270,11 @@ impl Fs {
     /// it by now. The kernel asks once more before the file is open, and would create another one if that were `Stale`.
     pub fn tell_created(&self, stat: Stat) -> Stat {
         let told = self.tell(stat);
-        if !told.keep {
-            self.session.known.remove(told.inode.clone());
+        let ids = &self.options.ids;
+        if !told.keep
+            && let (Ok(uid), Ok(gid)) = (ids.user(told.inode.uid), ids.group(told.inode.gid))
+        {
+            self.session.known.remove(Inode { uid, gid, ..told.inode.clone() });
         }
         told
     }
