@@ -305,7 +305,7 @@ impl Volume {
             // The answer shows what it was built on as well.
             let _known = self.durable(moment).await;
             let keys = reply.records.iter().map(|(key, _)| key);
-            self.settled(author, reply.version, keys).await;
+            self.settled(author, reply.version.saturating_sub(1), keys).await;
         }
         for ino in orphans.into_iter().chain(unfinished) {
             self.orphans.settle(ino);
