@@ -4,6 +4,7 @@
 //! `volumes`; `work` holds the background workers.
 
 pub mod accounts;
+pub mod allocator;
 pub mod audit;
 pub mod blocks;
 pub mod daemon;

@@ -8,13 +8,14 @@ use std::process::ExitCode;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tandemd::daemon::{Daemon, Parts};
 use tandemd::options::{self, Options};
-use tandemd::{http, short_circuit};
+use tandemd::{allocator, http, short_circuit};
 use tandemfs::{Error, Result};
 use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> ExitCode {
     let matches = options::command().get_matches();
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    allocator::limit_heaps();
     std::panic::set_hook(Box::new(|panic| log::error!("{panic}")));
     // Connections and blocks take file descriptors: as many as the machine allows.
     let descriptors = getrlimit(Resource::Nofile);
