@@ -75,7 +75,8 @@ fn nothing_acknowledged_is_lost_when_the_power_goes() {
         let before = done.lock().unwrap().clone();
         rig.cut();
         let after = done.lock().unwrap().clone();
-        let twin = Cluster::at(&outside.path().join("cut"), &[]);
+        // It waits a lease for the mount that was there when the power went.
+        let twin = Cluster::at(&outside.path().join("cut"), &["--lease-ms", "6000"]);
         let seen = twin.mount("look");
         for (name, seed, length) in &before {
             if !after.iter().any(|(other, _, _)| other == name) {
