@@ -9,21 +9,26 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tandemfs::clock::{Clock, SystemClock};
 use tandemfs::id::{NodeId, UserId, VolumeId};
-use tandemfs::{Error, Result};
+use tandemfs::{Error, ErrorKind, Result};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::accounts::{Accounts, Homes, Rules};
 use crate::audit::{self, Audit};
 use crate::blocks::disk::DiskStore;
+use crate::journal::{self, Journal, JournalNode};
 use crate::meta::sqlite::SqliteStore;
 use crate::meta::{Meta, MetaStore, Write};
 use crate::options::{FirstPassword, Options};
 use crate::replicate::{NodeSetup, Replicator};
+use crate::segments::disk::DiskSegments;
 use crate::sessions::Sessions;
 use crate::settings::Settings;
 use crate::volumes::Volumes;
 use crate::work::Jobs;
+
+/// A snapshot of the metadata is made when the journal has grown by so much since the last one.
+const SNAPSHOT_BYTES: u64 = 64 << 20;
 
 /// What a daemon runs on: everything that touches the world outside.
 #[derive(Debug)]
@@ -48,7 +53,6 @@ impl Parts {
     pub fn from_options(options: &Options) -> Result<Self> {
         let settings = &options.settings;
         let lock = take(&settings.data)?;
-        let meta = Arc::new(SqliteStore::open(settings.data.join("meta.db"))?);
         let mut nodes = Vec::new();
         for number in 1..=settings.nodes {
             let directory = settings.data.join("nodes").join(number.to_string());
@@ -58,9 +62,11 @@ impl Parts {
                 location: directory.display().to_string(),
                 zone: number.to_string(),
                 weight: 1,
-                store: Arc::new(DiskStore::open_with_reserve(directory, settings.node_reserve_bytes)?),
+                store: Arc::new(DiskStore::open_with_reserve(&directory, settings.node_reserve_bytes)?),
+                segments: Arc::new(DiskSegments::open(&directory)?),
             });
         }
+        let meta = Arc::new(open_engine(&settings.data, nodes.len())?);
         Ok(Self {
             meta,
             nodes,
@@ -91,6 +97,53 @@ fn take(directory: &Path) -> Result<File> {
     }
 }
 
+/// The metadata database. One that is damaged is put aside if there are nodes, from whose journal it is built anew.
+fn open_engine(data: &Path, nodes: usize) -> Result<SqliteStore> {
+    let path = data.join("meta.db");
+    match SqliteStore::open(&path) {
+        Err(error) if error.kind() == ErrorKind::Corrupt && nodes > 0 => {
+            let aside = (1..).map(|number| data.join(format!("meta.db.damaged-{number}")));
+            let aside = aside
+                .into_iter()
+                .find(|aside| !aside.exists())
+                .unwrap_or_else(|| data.join("meta.db.damaged"));
+            log::error!("{}: {error}; it is kept as {}", path.display(), aside.display());
+            std::fs::rename(&path, &aside)?;
+            for suffix in ["-wal", "-shm"] {
+                let mut beside = path.clone().into_os_string();
+                beside.push(suffix);
+                let mut aside = aside.clone().into_os_string();
+                aside.push(suffix);
+                match std::fs::rename(&beside, &aside) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+                    _ => {}
+                }
+            }
+            SqliteStore::open(&path)
+        }
+        result => result,
+    }
+}
+
+/// The journal of an engine, on the nodes.
+async fn open_journal(
+    engine: Arc<dyn MetaStore>,
+    nodes: &[NodeSetup],
+    settings: &Settings,
+    clock: Arc<dyn Clock>,
+) -> Result<Journal> {
+    let node =
+        |node: &NodeSetup| JournalNode { id: node.id, zone: node.zone.clone(), store: node.segments.clone() };
+    let rules = journal::Rules {
+        copies: settings.replicas as usize,
+        min_copies: settings.min_replicas as usize,
+        snapshot_bytes: SNAPSHOT_BYTES,
+        keep_ms: 0,
+        new_journal: rand::random(),
+    };
+    Journal::open(engine, nodes.iter().map(node).collect(), rules, clock).await
+}
+
 /// A daemon at work. Handlers reach everything through it.
 pub struct Daemon {
     /// The settings in force.
@@ -99,6 +152,8 @@ pub struct Daemon {
     pub clock: Arc<dyn Clock>,
     /// The metadata.
     pub meta: Meta,
+    /// What of it lies on the nodes.
+    pub journal: Journal,
     /// The nodes as one place for blocks.
     pub replicator: Arc<Replicator>,
     /// The trees.
@@ -129,7 +184,8 @@ impl Daemon {
     pub async fn start(settings: Settings, parts: Parts) -> Result<App> {
         settings.check()?;
         let Parts { meta, nodes, clock, first_password, lock } = parts;
-        let meta = Meta::open(meta).await?;
+        let journal = open_journal(meta, &nodes, &settings, clock.clone()).await?;
+        let meta = Meta::open(Arc::new(journal.clone())).await?;
         let replicator = Replicator::open(meta.clone(), nodes, &settings, clock.clone()).await?;
         let volumes = Volumes::open(meta.clone(), replicator.clone(), &settings, clock.clone()).await?;
         let sessions = Sessions::open(meta.clone(), volumes.clone(), &settings, clock.clone()).await?;
@@ -156,10 +212,12 @@ impl Daemon {
         .await?;
         let jobs =
             Jobs::start(meta.clone(), replicator.clone(), volumes.clone(), &settings, clock.clone()).await?;
+        jobs.tend(journal.clone());
         Ok(Arc::new(Self {
             settings,
             clock,
             meta,
+            journal,
             replicator,
             volumes,
             sessions,

@@ -1,6 +1,7 @@
 //! `tandemd`: the REST API, users, metadata, and the replication engine.
 //!
-//! Dependencies point one way: `http -> volumes -> {meta, replicate -> blocks}`; `accounts` and `sessions` stand beside
+//! Dependencies point one way: `http -> volumes -> {meta, replicate -> blocks}`; the `journal` is an engine for `meta` on
+//! `segments`; `accounts` and `sessions` stand beside
 //! `volumes`; `work` holds the background workers.
 
 pub mod accounts;
@@ -9,10 +10,12 @@ pub mod audit;
 pub mod blocks;
 pub mod daemon;
 pub mod http;
+pub mod journal;
 pub mod meta;
 pub mod metrics;
 pub mod options;
 pub mod replicate;
+pub mod segments;
 pub mod sessions;
 pub mod settings;
 pub mod short_circuit;

@@ -128,8 +128,30 @@ fn logs(cluster: &Cluster) -> String {
     format!("{}\nThe mount:\n{mount}", cluster.log())
 }
 
+/// What was acknowledged at one moment: written through the mount, and uploaded.
+pub struct Known {
+    written: Vec<(String, u64, usize)>,
+    uploaded: Vec<(String, u64, usize)>,
+    /// What has been acknowledged since: what is not in it may have been removed.
+    since: Acknowledged,
+}
+
+impl Known {
+    /// Checks that a cluster has all of it that has not been removed.
+    pub fn verify(&self, cluster: &Cluster) {
+        let mount = cluster.mount("known");
+        let written: Vec<_> = {
+            let since = self.since.lock().expect("the list");
+            self.written.iter().filter(|file| since.contains(file)).cloned().collect()
+        };
+        verify(mount.path(), &written, pattern);
+        verify(&mount.path().join("up"), &self.uploaded, noise);
+        mount.unmount();
+    }
+}
+
 /// A writer in a mount and an uploader beside it.
-struct Load {
+pub struct Load {
     mount: Mount,
     stop: Arc<AtomicBool>,
     written: Acknowledged,
@@ -138,7 +160,7 @@ struct Load {
 }
 
 impl Load {
-    fn start(cluster: &Cluster) -> Self {
+    pub fn start(cluster: &Cluster) -> Self {
         let log = format!("log={}", cluster.root().join("mount.log").display());
         let mount = cluster.mount_as("admin", "admin123", "m", &log);
         fs::create_dir(mount.path().join("up")).expect("a directory");
@@ -155,8 +177,28 @@ impl Load {
         Self { mount, stop, written, uploaded, threads: [writer, uploader] }
     }
 
+    /// Waits until another file is written. On a busy disk that may take a while.
+    pub fn wait_for_more(&self) {
+        let written = self.written.lock().expect("the list").len();
+        for _ in 0..50 {
+            if self.written.lock().expect("the list").len() != written {
+                break;
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// What has been acknowledged so far.
+    pub fn acknowledged(&self) -> Known {
+        Known {
+            written: self.written.lock().expect("the list").clone(),
+            uploaded: self.uploaded.lock().expect("the list").clone(),
+            since: self.written.clone(),
+        }
+    }
+
     /// Ends it, and checks that all that was acknowledged is there, in this mount and in the next one.
-    fn end(self, cluster: &mut Cluster) {
+    pub fn end(self, cluster: &mut Cluster) {
         self.stop.store(true, Ordering::SeqCst);
         fs::write(cluster.root().join("stop"), "").expect("a file");
         for thread in self.threads {
@@ -184,14 +226,7 @@ fn nothing_acknowledged_is_lost_when_the_daemon_is_killed() {
     let mut slowest = Duration::ZERO;
     for kill in 0..kills {
         thread::sleep(Duration::from_millis(150 + kill * 37 % 400));
-        // On a busy disk a file may take longer than that.
-        let written = load.written.lock().unwrap().len();
-        for _ in 0..50 {
-            if load.written.lock().unwrap().len() != written {
-                break;
-            }
-            thread::sleep(Duration::from_millis(100));
-        }
+        load.wait_for_more();
         cluster.kill();
         // A clock of the test's own: how long until the daemon listens again.
         #[expect(clippy::disallowed_methods, reason = "a test measures real time")]

@@ -15,6 +15,7 @@ mod disk_full;
 mod documents;
 mod failure;
 mod histories;
+mod journal;
 mod large_directory;
 mod locks;
 mod logins;

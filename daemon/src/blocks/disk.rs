@@ -70,7 +70,7 @@ impl DiskStore {
 }
 
 /// What an error of the system means.
-fn failure(error: io::Error, path: &Path) -> Error {
+pub(crate) fn failure(error: io::Error, path: &Path) -> Error {
     let subject = format!("{}: {error}", path.display());
     match Error::from(error) {
         // To a caller of the store these say that the object is not there or that it may not see it.
@@ -289,7 +289,7 @@ impl Inner {
 }
 
 /// Makes a directory and those above it that are missing, each one synced in the one above.
-fn make_directories(path: &Path) -> io::Result<()> {
+pub(crate) fn make_directories(path: &Path) -> io::Result<()> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if !path.is_dir() {
         if !parent.is_dir() {
@@ -327,7 +327,7 @@ fn make_fans(blocks: &Path) -> io::Result<()> {
     })
 }
 
-fn sync_directory(path: &Path) -> io::Result<()> {
+pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 

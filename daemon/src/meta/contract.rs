@@ -22,7 +22,7 @@ async fn get(store: &dyn MetaStore, key: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// The whole contract but for concurrency.
-pub(super) async fn all(store: &dyn MetaStore) {
+pub(crate) async fn all(store: &dyn MetaStore) {
     starts_empty(store).await;
     reads_what_was_written(store).await;
     scans_in_order(store).await;
@@ -110,7 +110,7 @@ async fn takes_large_and_strange_values(store: &dyn MetaStore) {
 }
 
 /// Many tasks raise one number under guards: none is lost.
-pub(super) async fn counts_concurrently(store: Arc<dyn MetaStore>) {
+pub(crate) async fn counts_concurrently(store: Arc<dyn MetaStore>) {
     const TASKS: u64 = 8;
     const EACH: u64 = 25;
     store.commit(vec![], vec![put(b"n", &0_u64.to_be_bytes())]).await.unwrap();

@@ -16,6 +16,7 @@
 //! | `l` volume | [`super::record::Volume`] |
 //! | `n` name | the id of the user who has that name |
 //! | `o` node | a node |
+//! | `q` | which journal the engine follows, and up to where |
 //! | `r` volume block | [`super::record::References`] |
 //! | `s` session | [`super::record::Session`] |
 //! | `t` … | tokens |
@@ -184,6 +185,14 @@ pub fn node(id: NodeId) -> Key {
 pub fn all_nodes() -> (Key, Key) {
     (key(b'o', &[]), key(b'o' + 1, &[]))
 }
+
+/// Which journal the engine follows, and up to where.
+pub fn journal() -> Key {
+    key(b'q', &[])
+}
+
+/// Behind every key.
+pub const END: [u8; 1] = [u8::MAX];
 
 /// The keys of all blocks: from, to.
 pub fn all_blocks() -> (Key, Key) {

@@ -3,7 +3,7 @@
 //! No rule is written per engine: an engine knows nothing of what the keys mean.
 
 #[cfg(test)]
-mod contract;
+pub(crate) mod contract;
 pub mod faulty;
 pub mod keys;
 pub mod memory;
@@ -16,6 +16,7 @@ pub use queue::{Meta, Ticket};
 pub use typed::{expect, put, remove};
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 use std::fmt::Debug;
 use tandemfs::Result;
 
@@ -34,18 +35,21 @@ pub struct Guard {
 }
 
 /// One write of a commit.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Write {
     /// Which key.
+    #[serde(with = "serde_bytes")]
     pub key: Key,
     /// Its new value; `None` removes it.
+    #[serde(with = "serde_bytes")]
     pub value: Option<Value>,
 }
 
 /// An engine for metadata.
 ///
-/// A commit that returned is on stable storage and is seen by every later call; one that failed has changed
-/// nothing. Calls may run concurrently; commits are serializable.
+/// A commit that returned is seen by every later call; one that failed has changed nothing. Calls may run concurrently; commits are
+/// serializable. What the daemon commits to has it on stable storage then; the engine inside the journal may lose the last commits in a
+/// power cut, the newest first.
 #[async_trait]
 pub trait MetaStore: Send + Sync + Debug {
     /// The values of `keys`, in their order.

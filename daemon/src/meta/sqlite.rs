@@ -25,7 +25,8 @@ const BUSY: Duration = Duration::from_secs(10);
 /// checksums, and [`SqliteStore::check`] looks at all of it.
 const CHECK_AT_OPEN_MAX: u64 = 64 << 20;
 
-/// Metadata in an SQLite database: a write-ahead log that is synced with every commit.
+/// Metadata in an SQLite database. Its write-ahead log is not synced with every commit: after a power cut the last ones may be missing, and
+/// the journal has them.
 #[derive(Debug)]
 pub struct SqliteStore(Arc<Inner>);
 
@@ -194,7 +195,7 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     connection.busy_timeout(BUSY)?;
     connection.set_prepared_statement_cache_capacity(16);
     connection.execute_batch(
-        "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA journal_size_limit = 67108864;
+        "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA journal_size_limit = 67108864;
          PRAGMA cache_size = -8192; PRAGMA cell_size_check = ON; PRAGMA trusted_schema = OFF;
          PRAGMA temp_store = MEMORY;",
     )?;

@@ -56,7 +56,7 @@ async fn syncs_every_commit_and_hides_its_files() {
     let text = |name: &str| writer.pragma_query_value(None, name, |row| row.get::<_, String>(0)).unwrap();
     assert_eq!(text("journal_mode"), "wal");
     let number = writer.pragma_query_value(None, "synchronous", |row| row.get::<_, i32>(0)).unwrap();
-    assert_eq!(number, 2, "FULL");
+    assert_eq!(number, 1, "NORMAL");
 }
 
 #[tokio::test]

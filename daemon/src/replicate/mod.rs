@@ -192,7 +192,10 @@ impl Replicator {
             let store = Nodes::store(&node);
             match mode {
                 FailMode::Offline => {}
-                FailMode::Wipe => repair::wipe(store?.as_ref()).await?,
+                FailMode::Wipe => {
+                    repair::wipe(store?.as_ref()).await?;
+                    repair::wipe_segments(Nodes::segments(&node)?.as_ref()).await?;
+                }
                 FailMode::Corrupt => repair::corrupt(store?.as_ref()).await?,
             }
             Ok(this.describe(&node).await)

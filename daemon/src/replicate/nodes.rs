@@ -23,6 +23,7 @@ use super::placement::Candidate;
 use crate::blocks::{BlockStore, Object, Room};
 use crate::meta::{self, Meta, keys};
 use crate::metrics::COUNTERS;
+use crate::segments::SegmentStore;
 use crate::watch;
 
 /// A node that fails so many calls in a row is marked as failed.
@@ -41,8 +42,10 @@ pub struct NodeSetup {
     pub zone: String,
     /// Its share of the blocks, beside those of others.
     pub weight: u32,
-    /// Its store.
+    /// Its objects.
     pub store: Arc<dyn BlockStore>,
+    /// Its segments.
+    pub segments: Arc<dyn SegmentStore>,
 }
 
 /// Who found that a node has failed.
@@ -85,6 +88,7 @@ pub(crate) struct Node {
     record: Mutex<NodeRecord>,
     /// A node that the settings do not name any more has none.
     store: Option<Arc<dyn BlockStore>>,
+    segments: Option<Arc<dyn SegmentStore>>,
     unsaved: AtomicBool,
     misses: AtomicU32,
     in_flight: AtomicU32,
@@ -210,7 +214,7 @@ impl Nodes {
                 writes.push(meta::put(keys::node(setup.id), &record)?);
             }
             records.insert(setup.id, record);
-            if stores.insert(setup.id, setup.store).is_some() {
+            if stores.insert(setup.id, (setup.store, setup.segments)).is_some() {
                 return Err(Error::invalid(format!("node {} is there twice", setup.id)));
             }
         }
@@ -218,7 +222,7 @@ impl Nodes {
             meta.commit(Vec::new(), writes).await?;
         }
         let node = |mut record: NodeRecord| {
-            let store = stores.get(&record.id).cloned();
+            let (store, segments) = stores.get(&record.id).cloned().unzip();
             if store.is_none() && record.state != NodeState::Retired {
                 record.state = NodeState::Failed;
             }
@@ -226,6 +230,7 @@ impl Nodes {
                 id: record.id,
                 record: Mutex::new(record),
                 store,
+                segments,
                 unsaved: AtomicBool::new(false),
                 misses: AtomicU32::new(0),
                 in_flight: AtomicU32::new(0),
@@ -337,6 +342,11 @@ impl Nodes {
     /// The store behind a node, for what an admin does to it on purpose.
     pub(crate) fn store(node: &Node) -> Result<&Arc<dyn BlockStore>> {
         node.store.as_ref().ok_or_else(|| node.gone())
+    }
+
+    /// The segments of a node, for the same.
+    pub(crate) fn segments(node: &Node) -> Result<&Arc<dyn SegmentStore>> {
+        node.segments.as_ref().ok_or_else(|| node.gone())
     }
 
     async fn call<'a, T, F>(&self, node: &'a Node, call: impl FnOnce(&'a dyn BlockStore) -> F) -> Result<T>

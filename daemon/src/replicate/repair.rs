@@ -16,6 +16,7 @@ use crate::blocks::BlockStore;
 use crate::meta::keys;
 use crate::meta::record::Block;
 use crate::metrics::COUNTERS;
+use crate::segments::SegmentStore;
 
 /// Objects that are listed at once.
 pub(crate) const LIST: usize = 256;
@@ -361,6 +362,14 @@ pub(super) async fn wipe(store: &dyn BlockStore) -> Result<()> {
             store.delete(&object.id).await?;
         }
     }
+}
+
+/// Deletes all segments of a store.
+pub(super) async fn wipe_segments(store: &dyn SegmentStore) -> Result<()> {
+    for segment in store.list().await? {
+        store.delete(segment.number).await?;
+    }
+    Ok(())
 }
 
 /// Flips bits in every object of a store.

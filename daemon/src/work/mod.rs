@@ -6,6 +6,7 @@
 mod collect;
 mod heal;
 mod job;
+mod journal;
 mod probe;
 mod repair;
 mod scrub;
@@ -28,6 +29,7 @@ use tandemfs::{Error, Result};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::journal::Journal;
 use crate::meta::{self, Meta, keys};
 use crate::metrics::COUNTERS;
 use crate::replicate::{Mended, Replicator};
@@ -113,6 +115,13 @@ impl Jobs {
             inner.employ(scrub::Scrubber { inner: inner.clone(), every, started: clock.now() });
         }
         Ok(Arc::new(Self { inner }))
+    }
+
+    /// Has the journal looked after.
+    pub fn tend(&self, journal: Journal) {
+        let changes = self.inner.replicator.registry().changes();
+        let replicator = self.inner.replicator.clone();
+        self.inner.employ(journal::Keeper { journal, replicator, changes, round: 0 });
     }
 
     /// Begins to repair a node, or joins the repair that is under way.

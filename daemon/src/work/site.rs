@@ -20,6 +20,7 @@ use crate::blocks::faulty::{Faults, FaultyStore};
 use crate::blocks::memory::MemoryStore;
 use crate::meta::{Key, Meta, MetaStore};
 use crate::replicate::{NodeSetup, Replicator};
+use crate::segments::memory::MemorySegments;
 use crate::settings::Settings;
 use crate::volumes::Collected;
 
@@ -220,6 +221,7 @@ async fn open(
         zone: format!("zone {number}"),
         weight: 1,
         store: Arc::new(FaultyStore::new(disk.clone(), faults.clone())),
+        segments: Arc::new(MemorySegments::new()),
     });
     let meta = Meta::open(engine.clone()).await.unwrap();
     Replicator::open(meta, nodes.collect(), settings, clock.clone()).await.unwrap()

@@ -13,6 +13,7 @@ use tandemd::daemon::{Daemon, Parts};
 use tandemd::http::router;
 use tandemd::meta::memory::MemoryStore;
 use tandemd::replicate::NodeSetup;
+use tandemd::segments::memory::MemorySegments;
 use tandemd::settings::Settings;
 use tandemfs::clock::SystemClock;
 use tandemfs::id::NodeId;
@@ -57,6 +58,7 @@ impl Api {
             zone: number.to_string(),
             weight: 1,
             store: Arc::new(BlockMemory::new()),
+            segments: Arc::new(MemorySegments::new()),
         });
         let parts = Parts {
             meta: Arc::new(MemoryStore::new()),

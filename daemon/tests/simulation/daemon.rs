@@ -6,6 +6,7 @@ use futures::stream::BoxStream;
 use std::ops::Range;
 use std::sync::Arc;
 use tandemd::accounts::Caller;
+use tandemd::journal::{Journal, JournalNode, Rules};
 use tandemd::meta::{Meta, MetaStore, keys, record};
 use tandemd::replicate::{NodeSetup, Replicator};
 use tandemd::sessions::Sessions;
@@ -23,6 +24,8 @@ use tandemfs::clock::Clock;
 use tandemfs::id::{BlockId, JobId, NodeId, SessionId, UserId, VolumeId, VolumeKey};
 use tandemfs::{Error, Result};
 
+use crate::node::Node;
+use crate::random::Random;
 use crate::world::World;
 
 /// What a session is told.
@@ -38,13 +41,30 @@ pub struct Parts {
     pub caller: Caller,
 }
 
+async fn open_journal(world: &World, engine: Arc<dyn MetaStore>, clock: &Arc<dyn Clock>) -> Result<Journal> {
+    let node = |node: &Node| JournalNode {
+        id: NodeId(node.number()),
+        zone: format!("zone {}", node.number()),
+        store: Arc::new(node.clone()),
+    };
+    let rules = Rules {
+        copies: world.settings.replicas as usize,
+        min_copies: world.settings.min_replicas as usize,
+        snapshot_bytes: world.draw(|random| *random.pick(&[2 << 10, 32 << 10, 1 << 20])),
+        keep_ms: 0,
+        new_journal: world.draw(Random::next),
+    };
+    Journal::open(engine, world.nodes.iter().map(node).collect(), rules, clock.clone()).await
+}
+
 impl Parts {
     /// Starts a daemon on the stores of a world; makes the volume if there is none.
     pub async fn start(world: &World) -> Result<Self> {
         let settings = &world.settings;
         let clock: Arc<dyn Clock> = Arc::new(world.clock.clone());
         let engine: Arc<dyn MetaStore> = Arc::new(world.engine.clone());
-        let meta = Meta::open(engine).await?;
+        let journal = open_journal(world, engine, &clock).await?;
+        let meta = Meta::open(Arc::new(journal.clone())).await?;
         let setups = world.nodes.iter().map(|node| NodeSetup {
             id: NodeId(node.number()),
             kind: "simulated".to_owned(),
@@ -52,10 +72,11 @@ impl Parts {
             zone: format!("zone {}", node.number()),
             weight: 1,
             store: Arc::new(node.clone()),
+            segments: Arc::new(node.clone()),
         });
         let replicator = Replicator::open(meta.clone(), setups.collect(), settings, clock.clone()).await?;
         let volumes = Volumes::open(meta.clone(), replicator.clone(), settings, clock.clone()).await?;
-        volumes.seed(world.draw(crate::random::Random::next));
+        volumes.seed(world.draw(Random::next));
         let home = *world.home.lock().unwrap();
         let home = match home {
             Some(home) => home,
@@ -63,6 +84,7 @@ impl Parts {
         };
         let sessions = Sessions::open(meta.clone(), volumes.clone(), settings, clock.clone()).await?;
         let jobs = Jobs::start(meta, replicator.clone(), volumes.clone(), settings, clock).await?;
+        jobs.tend(journal);
         let caller = Caller { user: UserId(1), username: "somebody".to_owned(), role: Role::User, home };
         Ok(Self { replicator, volumes, sessions, jobs, caller })
     }

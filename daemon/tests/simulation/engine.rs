@@ -1,7 +1,7 @@
 //! A metadata engine that outlives the daemon, and fails as engines do.
 
 use async_trait::async_trait;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tandemd::meta::{Guard, Key, MetaStore, Value, Write};
@@ -24,11 +24,16 @@ struct Inner {
 struct State {
     random: Random,
     rows: BTreeMap<Key, Value>,
+    /// What the last commits have replaced, the newest last.
+    undo: VecDeque<Vec<(Key, Option<Value>)>>,
     /// So many of a thousand commits fail.
     failing: u64,
     /// The longest commit, in milliseconds.
     slowest: u64,
 }
+
+/// So many of the last commits may not be on stable storage.
+const UNSYNCED: usize = 40;
 
 /// What becomes of a commit.
 enum Fate {
@@ -39,7 +44,7 @@ enum Fate {
 impl Engine {
     /// An empty engine.
     pub fn new(random: Random, trace: Arc<Trace>) -> Self {
-        let state = State { random, rows: BTreeMap::new(), failing: 0, slowest: 8 };
+        let state = State { random, rows: BTreeMap::new(), undo: VecDeque::new(), failing: 0, slowest: 8 };
         Self(Arc::new(Inner { trace, state: Mutex::new(state) }))
     }
 
@@ -53,6 +58,28 @@ impl Engine {
         let mut state = self.state();
         state.failing = failing;
         state.slowest = slowest;
+    }
+
+    /// The daemon has died: with the power, the last commits may have gone, and with the disk all of them.
+    pub fn crash(&self) {
+        let mut state = self.state();
+        if state.random.chance(60) {
+            note!(self.0.trace, "engine: everything is lost");
+            state.rows.clear();
+        } else if state.random.chance(300) {
+            let unsynced = state.undo.len() as u64;
+            let lost = state.random.below(unsynced + 1);
+            note!(self.0.trace, "engine: {lost} commits are lost");
+            for _ in 0..lost {
+                for (key, value) in state.undo.pop_back().into_iter().flatten().rev() {
+                    match value {
+                        Some(value) => drop(state.rows.insert(key, value)),
+                        None => drop(state.rows.remove(&key)),
+                    }
+                }
+            }
+        }
+        state.undo.clear();
     }
 
     /// All rows of a prefix, past the daemon.
@@ -107,7 +134,9 @@ impl MetaStore for Engine {
                     return Err(Error::stale(format!("row {}", hex::encode(&guard.key))));
                 }
             }
+            let mut before = Vec::with_capacity(writes.len());
             for write in writes {
+                before.push((write.key.clone(), state.rows.get(&write.key).cloned()));
                 if let [b'v', .., b'o', a, b, c, d, e, f, g, h] = write.key.as_slice() {
                     let ino = u64::from_be_bytes([*a, *b, *c, *d, *e, *f, *g, *h]);
                     let what = if write.value.is_some() { "has no name any more" } else { "is gone" };
@@ -118,8 +147,12 @@ impl MetaStore for Engine {
                     None => drop(state.rows.remove(&write.key)),
                 }
             }
+            state.undo.push_back(before);
+            if state.undo.len() > UNSYNCED {
+                state.undo.pop_front();
+            }
         }
-        // It is on stable storage; the answer takes its time, and a crash may come first.
+        // It has happened; the answer takes its time, and a crash may come first.
         self.wait().await;
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! A storage node that outlives the daemon: objects in memory, and everything that can go wrong with a disk.
+//! A storage node that outlives the daemon: objects and segments in memory, and everything that can go wrong with a disk.
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tandemd::blocks::{BlockStore, Object, Room};
+use tandemd::segments::{Segment, SegmentStore};
 use tandemfs::id::BlockId;
 use tandemfs::{Error, Result};
 
@@ -60,6 +61,11 @@ struct State {
     earlier: BTreeMap<BlockId, Stored>,
     /// Puts that a caller has begun: they may reach the disk also when nobody waits any more.
     begun: BTreeMap<u64, (BlockId, Bytes)>,
+    segments: BTreeMap<u64, Vec<u8>>,
+    /// The segments at that earlier time.
+    earlier_segments: BTreeMap<u64, Vec<u8>>,
+    /// Appends that have been begun: segment, place, bytes.
+    appending: BTreeMap<u64, (u64, u64, Bytes)>,
     calls: u64,
     /// What has ever reached it, whatever became of it.
     reached: BTreeSet<BlockId>,
@@ -74,6 +80,9 @@ impl Node {
             objects: BTreeMap::new(),
             earlier: BTreeMap::new(),
             begun: BTreeMap::new(),
+            segments: BTreeMap::new(),
+            earlier_segments: BTreeMap::new(),
+            appending: BTreeMap::new(),
             calls: 0,
             reached: BTreeSet::new(),
         };
@@ -103,13 +112,16 @@ impl Node {
     /// Everything on it is gone.
     pub fn wipe(&self) {
         note!(self.0.trace, "node {} is wiped", self.0.number);
-        self.state().objects.clear();
+        let mut state = self.state();
+        state.objects.clear();
+        state.segments.clear();
     }
 
     /// Remembers what it holds.
     pub fn remember(&self) {
         let mut state = self.state();
         state.earlier = state.objects.clone();
+        state.earlier_segments = state.segments.clone();
     }
 
     /// It holds again what it held when it was told to remember.
@@ -117,6 +129,7 @@ impl Node {
         note!(self.0.trace, "node {} is back with what it had before", self.0.number);
         let mut state = self.state();
         state.objects = state.earlier.clone();
+        state.segments = state.earlier_segments.clone();
     }
 
     /// Damages so many of a thousand objects: a wrong bit, a missing end, nothing left, or another object's bytes.
@@ -164,6 +177,11 @@ impl Node {
         self.state().objects.iter().map(|(id, object)| (*id, object.bytes.clone())).collect()
     }
 
+    /// The segments that it holds, whoever can reach it now.
+    pub fn segments(&self) -> BTreeMap<u64, Vec<u8>> {
+        self.state().segments.clone()
+    }
+
     /// The daemon has died: what was on the way to the disk has reached it, or not.
     pub fn crash(&self) {
         let mut state = self.state();
@@ -171,6 +189,17 @@ impl Node {
             if state.random.chance(500) && state.mode != Mode::Offline {
                 state.reached.insert(id);
                 state.objects.insert(id, Stored { bytes, is_good: true });
+            }
+        }
+        for (_, (number, at, bytes)) in std::mem::take(&mut state.appending) {
+            if state.mode != Mode::Offline {
+                // All of it, nothing, or the beginning.
+                let length = match state.random.below(3) {
+                    0 => 0,
+                    1 => bytes.len(),
+                    _ => state.random.below(bytes.len() as u64 + 1) as usize,
+                };
+                let _ = state.land(number, at, &bytes[..length]);
             }
         }
     }
@@ -226,10 +255,90 @@ impl Node {
     }
 }
 
+impl State {
+    /// Bytes reach the end of a segment.
+    fn land(&mut self, number: u64, at: u64, bytes: &[u8]) -> Result<()> {
+        match self.segments.get_mut(&number) {
+            Some(_) if at == 0 => return Err(Error::already_exists(format!("segment {number}"))),
+            None if at == 0 => drop(self.segments.insert(number, bytes.to_vec())),
+            Some(segment) if segment.len() as u64 == at => segment.extend_from_slice(bytes),
+            _ => return Err(Error::stale(format!("segment {number} does not end at {at}"))),
+        }
+        Ok(())
+    }
+}
+
 fn flip(bytes: &mut [u8], random: &mut Random) {
     if !bytes.is_empty() {
         let at = random.below(bytes.len() as u64) as usize;
         bytes[at] ^= 1 << random.below(8);
+    }
+}
+
+impl Node {
+    /// What an append does when its time has come; it happens also when its caller has stopped to wait.
+    async fn extend(self, call: u64) -> Result<()> {
+        let arrived = self.travel().await;
+        {
+            let mut state = self.state();
+            let Some((number, at, bytes)) = state.appending.remove(&call) else { return Err(self.gone()) };
+            if state.mode == Mode::Full {
+                return Err(Error::no_space(format!("node {}", self.0.number)));
+            }
+            // A call that fails may have done its work all the same, or a part of it.
+            let length = match &arrived {
+                Ok(()) => bytes.len(),
+                Err(_) if state.mode == Mode::Offline => 0,
+                Err(_) => state.random.below(bytes.len() as u64 + 1) as usize,
+            };
+            if length > 0 {
+                state.land(number, at, &bytes[..length])?;
+            }
+        }
+        arrived?;
+        self.travel().await
+    }
+}
+
+#[async_trait]
+impl SegmentStore for Node {
+    async fn append(&self, number: u64, at: u64, bytes: Bytes) -> Result<()> {
+        let call = {
+            let mut state = self.state();
+            if state.mode == Mode::Offline {
+                return Err(self.gone());
+            }
+            state.calls += 1;
+            let call = state.calls;
+            state.appending.insert(call, (number, at, bytes));
+            call
+        };
+        tokio::spawn(self.clone().extend(call)).await.map_err(|_| self.gone())?
+    }
+
+    async fn read(&self, number: u64, range: Range<u64>) -> Result<Bytes> {
+        self.travel().await?;
+        let mut state = self.state();
+        let segment =
+            state.segments.get(&number).ok_or_else(|| Error::not_found(format!("segment {number}")))?;
+        let place = |at: u64| at.min(segment.len() as u64) as usize;
+        let mut bytes = segment[place(range.start)..place(range.end)].to_vec();
+        if state.mode == Mode::Misreading {
+            flip(&mut bytes, &mut state.random);
+        }
+        Ok(bytes.into())
+    }
+
+    async fn list(&self) -> Result<Vec<Segment>> {
+        self.travel().await?;
+        let list = |(number, bytes): (&u64, &Vec<u8>)| Segment { number: *number, size: bytes.len() as u64 };
+        Ok(self.state().segments.iter().map(list).collect())
+    }
+
+    async fn delete(&self, number: u64) -> Result<()> {
+        self.travel().await?;
+        self.state().segments.remove(&number);
+        self.travel().await
     }
 }
 

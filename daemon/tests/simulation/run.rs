@@ -97,6 +97,7 @@ fn live(world: &Arc<World>, number: u32, life: Life) {
     for node in &world.nodes {
         node.crash();
     }
+    world.engine.crash();
 }
 
 async fn act(world: &Arc<World>, life: Life) {
@@ -139,7 +140,7 @@ async fn start(world: &World) -> Option<Arc<Parts>> {
             Ok(Ok(parts)) => return Some(Arc::new(parts)),
             Ok(Err(error)) if work::is_transient(&error) && began.elapsed() < PATIENCE => {
                 note!(world.trace, "the daemon does not start: {error:?}");
-                world.engine.set(0, 8);
+                chaos::end_troubles(world);
             }
             Ok(Err(error)) => {
                 violate!(world.trace, "the daemon does not start: {error:?}");

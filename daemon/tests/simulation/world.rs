@@ -190,6 +190,14 @@ impl World {
             })
             .collect();
         let is_safe = |id: &BlockId| left.iter().any(|node| node.has_good(id));
-        !left.is_empty() && self.blocks().iter().all(|(id, block)| block.deleting || is_safe(id))
+        // And the metadata: what these nodes have of the journal, another one has as well.
+        let without = self.nodes.iter().filter(|node| nodes.contains(&node.number()));
+        let held: Vec<_> = left.iter().map(|node| node.segments()).collect();
+        let is_elsewhere = |(number, bytes): (&u64, &Vec<u8>)| {
+            held.iter().any(|held| held.get(number).is_some_and(|other| other.len() >= bytes.len()))
+        };
+        !left.is_empty()
+            && self.blocks().iter().all(|(id, block)| block.deleting || is_safe(id))
+            && without.flat_map(|node| node.segments()).all(|(number, bytes)| is_elsewhere((&number, &bytes)))
     }
 }

@@ -24,6 +24,7 @@ use crate::blocks;
 use crate::daemon::{App, Daemon, Parts};
 use crate::meta;
 use crate::replicate::NodeSetup;
+use crate::segments;
 use crate::settings::Settings;
 
 const PASSWORD: &str = "a good long password";
@@ -73,6 +74,7 @@ impl Server {
             zone: number.to_string(),
             weight: 1,
             store: Arc::new(blocks::memory::MemoryStore::new()),
+            segments: Arc::new(segments::memory::MemorySegments::new()),
         });
         let parts = Parts {
             meta: Arc::new(meta::memory::MemoryStore::new()),

@@ -15,6 +15,7 @@ use crate::blocks::{self, BlockStore};
 use crate::meta::faulty::{FaultyStore, Switches};
 use crate::meta::{Meta, memory::MemoryStore};
 use crate::replicate::{NodeSetup, Replicator};
+use crate::segments::memory::MemorySegments;
 use crate::sessions::Sessions;
 use crate::settings::Settings;
 use crate::volumes::files::Preconditions;
@@ -69,6 +70,7 @@ impl World {
             zone: number.to_string(),
             weight: 1,
             store: Arc::clone(store),
+            segments: Arc::new(MemorySegments::new()),
         });
         let injected = Arc::new(clock.clone());
         let replicator =

@@ -1,0 +1,267 @@
+//! Bringing an engine forward: from the journal's entries, or from a snapshot when there is nothing to begin with.
+
+use tandemfs::{Error, ErrorKind, Result};
+
+use super::format::{Entry, Place};
+use super::nodes::Nodes;
+use super::survey::{Found, Link, Survey};
+use crate::meta::{Key, MetaStore, Write, keys, put, record, remove};
+
+/// What is written to the engine at once.
+const BATCH_BYTES: usize = 4 << 20;
+/// Rows that are looked at, at once.
+const PAGE: usize = 4_096;
+
+/// What an engine says of itself: which journal it follows, and up to where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(super) struct Standing {
+    /// The journal.
+    pub(super) journal: u64,
+    /// The last entry that is in the engine.
+    pub(super) place: Place,
+    /// The newest segment at that time.
+    pub(super) segment: u64,
+}
+
+/// Where an engine stands; `None` if it has never followed a journal, or a restore did not come to its end.
+///
+/// # Errors
+/// `Corrupt`; those of the engine.
+pub(super) async fn standing(engine: &dyn MetaStore) -> Result<Option<Standing>> {
+    let key = keys::journal();
+    let value = engine.get_many(std::slice::from_ref(&key)).await?.pop().flatten();
+    value.map(|value| record::decode(&key, &value)).transpose()
+}
+
+/// The write that says where an engine stands.
+///
+/// # Errors
+/// Those of [`record::encode`].
+pub(super) fn stands(at: &Standing) -> Result<Write> {
+    put(keys::journal(), at)
+}
+
+/// Whether an engine has no rows.
+///
+/// # Errors
+/// Those of the engine.
+pub(super) async fn is_empty(engine: &dyn MetaStore) -> Result<bool> {
+    Ok(engine.scan(&[], &keys::END, 1).await?.is_empty())
+}
+
+/// Writes to an engine, many at once.
+#[derive(Debug)]
+struct Batch<'a> {
+    engine: &'a dyn MetaStore,
+    writes: Vec<Write>,
+    bytes: usize,
+}
+
+impl<'a> Batch<'a> {
+    fn new(engine: &'a dyn MetaStore) -> Self {
+        Self { engine, writes: Vec::new(), bytes: 0 }
+    }
+
+    fn add(&mut self, writes: Vec<Write>) {
+        let size = |write: &Write| write.key.len() + write.value.as_ref().map_or(0, Vec::len) + 32;
+        self.bytes += writes.iter().map(size).sum::<usize>();
+        self.writes.extend(writes);
+    }
+
+    fn is_full(&self) -> bool {
+        self.bytes >= BATCH_BYTES
+    }
+
+    async fn flush(&mut self, standing: Option<&Standing>) -> Result<()> {
+        self.writes.extend(standing.map(stands).transpose()?);
+        self.bytes = 0;
+        let writes = std::mem::take(&mut self.writes);
+        if writes.is_empty() { Ok(()) } else { self.engine.commit(Vec::new(), writes).await }
+    }
+}
+
+/// How far a replay came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Reached {
+    /// The last entry that is in the engine now.
+    pub(super) place: Place,
+    /// Where the journal goes on, as far as is known, although what is between cannot be read.
+    pub(super) gap_until: Option<u64>,
+    /// The bytes of the newest segment that count.
+    pub(super) size: u64,
+}
+
+/// Reads what follows `from` and writes it to the engine; without one it only finds out how far it would come.
+///
+/// # Errors
+/// `Stale` if `from` is no place of this journal; `NotFound` if what follows it is there no more; those of the engine.
+pub(super) async fn replay(
+    engine: Option<&dyn MetaStore>,
+    nodes: &Nodes,
+    links: &[Link],
+    mut from: Standing,
+) -> Result<Reached> {
+    let first = links.iter().rposition(|link| link.found.header.after.position <= from.place.position);
+    let Some(first) = first else {
+        return Err(Error::not_found(format!("the journal after entry {}", from.place.position)));
+    };
+    let mut batch = engine.map(Batch::new);
+    // The newest commit waits for the entry behind it, which may cancel it.
+    let mut newest: Option<Vec<Write>> = None;
+    let mut here = Place::default();
+    let (mut read, mut size) = (0_u64, 0);
+    for link in links.get(first..).unwrap_or_default() {
+        here = link.found.header.after;
+        let mut reader = link.found.read(nodes)?;
+        loop {
+            if here.position == from.place.position && here != from.place {
+                return Err(Error::stale(format!("entry {} of the journal is another one", here.position)));
+            }
+            if link.end.is_some_and(|end| end.position <= here.position) {
+                break;
+            }
+            let Some(entry) = reader.next().await else { break };
+            if entry.position() != Some(here.position + 1) {
+                return Err(Error::corrupt(format!("the journal after entry {}", here.position)));
+            }
+            here = Place { position: here.position + 1, chain: reader.chain() };
+            if here.position <= from.place.position {
+                continue;
+            }
+            match entry {
+                Entry::Cancel { .. } => newest = None,
+                Entry::Commit { writes, .. } => {
+                    let before = newest.replace(writes).unwrap_or_default();
+                    if let Some(batch) = &mut batch {
+                        batch.add(before);
+                        if batch.is_full() {
+                            batch.flush(None).await?;
+                        }
+                    }
+                }
+                Entry::Pairs(_) | Entry::End { .. } => {}
+            }
+            read += 1;
+            if read.is_multiple_of(1 << 16) {
+                log::info!("{read} entries of the journal have been read, up to {}", here.position);
+            }
+        }
+        size = reader.at();
+        if link.end.is_some_and(|end| end != here) {
+            break;
+        }
+    }
+    let known = links.last().map_or(0, |link| link.found.header.after.position);
+    if here.position < from.place.position {
+        // The engine has more than the nodes have.
+        return Ok(Reached { place: here, gap_until: None, size });
+    }
+    if let Some(batch) = batch.as_mut().filter(|_| here != from.place) {
+        batch.add(newest.unwrap_or_default());
+        from.place = here;
+        batch.flush(Some(&from)).await?;
+    }
+    Ok(Reached { place: here, gap_until: (known > here.position).then_some(known), size })
+}
+
+/// Builds an engine anew: everything in it goes, then comes a whole snapshot, or nothing, then what follows it. Nothing goes before it is
+/// known that this can be done.
+///
+/// # Errors
+/// `NotFound` when the nodes have neither a whole snapshot with all that follows it nor the whole journal; those of the engine.
+pub(super) async fn restore(
+    engine: &dyn MetaStore,
+    nodes: &Nodes,
+    survey: &Survey,
+    segment: u64,
+) -> Result<Reached> {
+    let links = survey.links();
+    let beginning =
+        links.first().map(|link| &link.found.header).filter(|header| header.after == Place::default());
+    let mut missing = Error::not_found("a snapshot of the metadata, or the beginning of the journal");
+    for snapshot in survey.snapshots().map(Some).chain([None]) {
+        let Some(header) = snapshot.map(|found| &found.header).or(beginning) else { continue };
+        let standing = Standing { journal: header.journal, place: header.after, segment };
+        let until = match snapshot {
+            Some(found) => load(None, nodes, found).await?,
+            None => Some(0),
+        };
+        let from = match snapshot {
+            Some(_) => format!("the snapshot after entry {}", header.after.position),
+            None => "the beginning".to_owned(),
+        };
+        let Some(until) = until else {
+            missing = Error::not_found(format!("a part of {from}"));
+            continue;
+        };
+        match replay(None, nodes, &links, standing).await {
+            Ok(reached) if reached.gap_until.is_none() && reached.place.position >= until => {}
+            Ok(reached) => {
+                let goes_on = reached.gap_until.unwrap_or(until);
+                missing = gap(reached.place.position + 1, goes_on);
+                continue;
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Stale) => {
+                missing = error;
+                continue;
+            }
+            Err(error) => return Err(error),
+        }
+        clear(engine).await?;
+        if let Some(found) = snapshot {
+            load(Some(engine), nodes, found).await?;
+        }
+        let reached = replay(Some(engine), nodes, &links, standing).await?;
+        log::info!("restored from {from} and the journal up to entry {}", reached.place.position);
+        return Ok(reached);
+    }
+    Err(missing)
+}
+
+/// Entries of the journal that cannot be read.
+pub(super) fn gap(from: u64, to: u64) -> Error {
+    Error::not_found(format!("entries {from} to {to} of the journal, which no node that answers has"))
+}
+
+/// Reads a snapshot, and writes it to an empty engine if there is one. Gives the entry up to which the journal has to be read after it;
+/// `None` if it is not whole.
+async fn load(engine: Option<&dyn MetaStore>, nodes: &Nodes, found: &Found) -> Result<Option<u64>> {
+    let mut reader = found.read(nodes)?;
+    let mut batch = engine.map(Batch::new);
+    let mut loaded = 0_u64;
+    while let Some(entry) = reader.next().await {
+        match entry {
+            Entry::Pairs(pairs) => {
+                loaded += pairs.len() as u64;
+                let Some(batch) = &mut batch else { continue };
+                batch.add(pairs);
+                if batch.is_full() {
+                    batch.flush(None).await?;
+                    log::info!("{loaded} rows of the snapshot have been restored");
+                }
+            }
+            Entry::End { position, pairs } if pairs == loaded => {
+                if let Some(batch) = &mut batch {
+                    batch.flush(None).await?;
+                }
+                return Ok(Some(position));
+            }
+            _ => return Ok(None),
+        }
+    }
+    Ok(None)
+}
+
+/// Removes every row.
+async fn clear(engine: &dyn MetaStore) -> Result<()> {
+    loop {
+        let page = engine.scan(&[], &keys::END, PAGE).await?;
+        if page.is_empty() {
+            return Ok(());
+        }
+        // The row that says where it stands is the first to go: what is left of the rest is never taken for whole.
+        let mut gone: Vec<Key> = vec![keys::journal()];
+        gone.extend(page.into_iter().map(|(key, _)| key));
+        engine.commit(Vec::new(), gone.into_iter().map(remove).collect()).await?;
+    }
+}

@@ -1,0 +1,218 @@
+//! Segments as files in a directory, beside a node's objects: `journal/<number, 20 digits>`.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use tandemfs::{Error, Result};
+
+use super::{PIECE_MAX, Segment, SegmentStore};
+use crate::blocks::disk::{failure, make_directories, sync_directory};
+use crate::metrics::COUNTERS;
+
+/// The segments of a node on a local directory. Whoever opens it has locked the node.
+#[derive(Clone, Debug)]
+pub struct DiskSegments(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    directory: PathBuf,
+    /// The one that was appended to last, with its number and length.
+    open: Mutex<Option<(u64, u64, File)>>,
+    /// A sync has failed, so nobody knows what is on the disk: it takes no change until it is opened anew.
+    failed: AtomicBool,
+}
+
+impl DiskSegments {
+    /// Opens the segments of the node in `node`, or makes the place for them. Blocks; called once at start.
+    ///
+    /// # Errors
+    /// `Unavailable`, `NoSpace` and `Forbidden` as the system says.
+    pub fn open(node: impl AsRef<Path>) -> Result<Self> {
+        let directory = node.as_ref().join("journal");
+        make_directories(&directory)
+            .and_then(|()| sync_directory(&directory))
+            .map_err(|error| failure(error, &directory))?;
+        Ok(Self(Arc::new(Inner { directory, open: Mutex::default(), failed: AtomicBool::new(false) })))
+    }
+
+    /// Runs one call where it may block, to its end, also when the caller does not wait for it any more.
+    async fn run<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&Inner) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let inner = self.0.clone();
+        let done = tokio::task::spawn_blocking(move || call(&inner)).await;
+        done.unwrap_or_else(|error| Err(Error::internal("a call of a disk node did not end").because(error)))
+    }
+}
+
+impl Inner {
+    fn path(&self, number: u64) -> PathBuf {
+        self.directory.join(format!("{number:020}"))
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.failed.load(Ordering::SeqCst) {
+            let path = self.directory.display();
+            return Err(Error::unavailable(format!(
+                "{path}: its disk failed to sync; it takes no changes until a restart"
+            )));
+        }
+        Ok(())
+    }
+
+    /// A sync that failed may have thrown away what it did not write, so it is never tried again.
+    fn synced(&self, result: io::Result<()>, path: &Path) -> Result<()> {
+        result.map_err(|error| {
+            if !matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
+                self.failed.store(true, Ordering::SeqCst);
+                log::error!("{}: sync failed, the node takes no more changes: {error}", path.display());
+                COUNTERS.sync_failures.inc();
+            }
+            failure(error, path)
+        })
+    }
+
+    fn append(&self, number: u64, at: u64, bytes: &[u8]) -> Result<()> {
+        self.check()?;
+        let path = self.path(number);
+        // Held to the end: one append at a time, so that the length that was looked at is the length that is written at.
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let (length, file) = match open.take() {
+            Some((of, length, file)) if of == number && at > 0 => (length, file),
+            _ => {
+                let mut options = OpenOptions::new();
+                options.write(true).create_new(at == 0).mode(0o600);
+                let file = options.open(&path).map_err(|error| match error.kind() {
+                    ErrorKind::AlreadyExists => Error::already_exists(format!("segment {number}")),
+                    ErrorKind::NotFound if at > 0 => Error::stale(format!("segment {number} is gone")),
+                    _ => failure(error, &path),
+                })?;
+                let length = file.metadata().map_err(|error| failure(error, &path))?.len();
+                (length, file)
+            }
+        };
+        if length != at {
+            return Err(Error::stale(format!("segment {number} has {length} bytes, not {at}")));
+        }
+        file.write_all_at(bytes, at).map_err(|error| failure(error, &path))?;
+        self.synced(file.sync_data(), &path)?;
+        if at == 0 {
+            self.synced(sync_directory(&self.directory), &self.directory)?;
+        }
+        *open = Some((number, at + bytes.len() as u64, file));
+        Ok(())
+    }
+
+    fn read(&self, number: u64, range: Range<u64>) -> Result<Bytes> {
+        let path = self.path(number);
+        let mut file = File::open(&path).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => Error::not_found(format!("segment {number}")),
+            _ => failure(error, &path),
+        })?;
+        let mut read = || {
+            let length = range.end.saturating_sub(range.start).min(PIECE_MAX as u64);
+            let there = file.metadata()?.len().saturating_sub(range.start);
+            let mut bytes = Vec::with_capacity(usize::try_from(length.min(there)).unwrap_or(0));
+            file.seek(SeekFrom::Start(range.start))?;
+            (&mut file).take(length).read_to_end(&mut bytes)?;
+            Ok(Bytes::from(bytes))
+        };
+        read().map_err(|error| failure(error, &path))
+    }
+
+    fn list(&self) -> Result<Vec<Segment>> {
+        let entries = fs::read_dir(&self.directory).map_err(|error| failure(error, &self.directory))?;
+        let mut found = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|error| failure(error, &self.directory))?;
+            // What is not named like a segment is not ours.
+            let name = entry.file_name();
+            let Some(number) =
+                name.to_str().filter(|name| name.len() == 20).and_then(|name| name.parse().ok())
+            else {
+                continue;
+            };
+            match entry.metadata() {
+                Ok(metadata) => found.push(Segment { number, size: metadata.len() }),
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(failure(error, &entry.path())),
+            }
+        }
+        found.sort_unstable_by_key(|segment| segment.number);
+        Ok(found)
+    }
+
+    fn delete(&self, number: u64) -> Result<()> {
+        self.check()?;
+        let path = self.path(number);
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if open.as_ref().is_some_and(|(of, _, _)| *of == number) {
+            *open = None;
+        }
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(failure(error, &path)),
+            _ => {}
+        }
+        // Also if it was gone: whoever removed it may not have synced that yet.
+        self.synced(sync_directory(&self.directory), &self.directory)
+    }
+}
+
+#[async_trait]
+impl SegmentStore for DiskSegments {
+    async fn append(&self, number: u64, at: u64, bytes: Bytes) -> Result<()> {
+        self.run(move |inner| inner.append(number, at, &bytes)).await
+    }
+
+    async fn read(&self, number: u64, range: Range<u64>) -> Result<Bytes> {
+        self.run(move |inner| inner.read(number, range)).await
+    }
+
+    async fn list(&self) -> Result<Vec<Segment>> {
+        self.run(Inner::list).await
+    }
+
+    async fn delete(&self, number: u64) -> Result<()> {
+        self.run(move |inner| inner.delete(number)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Bytes, DiskSegments, SegmentStore, fs};
+    use crate::segments::contract;
+    use std::os::unix::fs::PermissionsExt;
+    use tandemfs::ErrorKind;
+
+    #[tokio::test]
+    async fn keeps_the_contract() {
+        let directory = tempfile::tempdir().unwrap();
+        contract::all(&DiskSegments::open(directory.path().join("a/node")).unwrap()).await;
+    }
+
+    #[tokio::test]
+    async fn goes_on_after_it_was_opened_anew_and_notices_what_was_cut_off() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = DiskSegments::open(directory.path()).unwrap();
+        store.append(1, 0, Bytes::from_static(b"one")).await.unwrap();
+        drop(store);
+        let store = DiskSegments::open(directory.path()).unwrap();
+        store.append(1, 3, Bytes::from_static(b"two")).await.unwrap();
+        let path = directory.path().join("journal").join(format!("{:020}", 1));
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        drop(store);
+        fs::write(&path, b"onet").unwrap();
+        fs::write(directory.path().join("journal/readme"), b"x").unwrap();
+        let store = DiskSegments::open(directory.path()).unwrap();
+        assert_eq!(store.list().await.unwrap().len(), 1);
+        let late = store.append(1, 6, Bytes::from_static(b"three")).await;
+        assert_eq!(late.unwrap_err().kind(), ErrorKind::Stale);
+    }
+}

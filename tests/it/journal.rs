@@ -1,0 +1,101 @@
+//! The daemon's disk is lost: what was acknowledged is on the nodes, the metadata included (docs/durability.md).
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use super::cluster::{Cluster, program};
+use super::crash::Load;
+use super::shell::sh;
+
+/// So often the disk is lost, unless `DISK_LOSSES` says otherwise.
+const LOSSES: u64 = 3;
+
+/// Everything in a data directory but the nodes is gone.
+fn lose_disk(data: &Path) {
+    sh(data, "find . -mindepth 1 -maxdepth 1 ! -name nodes -exec rm -rf {} +");
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_with_the_daemons_disk() {
+    let losses = std::env::var("DISK_LOSSES").ok().and_then(|losses| losses.parse().ok()).unwrap_or(LOSSES);
+    let mut cluster = Cluster::start();
+    let load = Load::start(&cluster);
+    for loss in 0..losses {
+        thread::sleep(Duration::from_millis(700 + loss * 137 % 900));
+        load.wait_for_more();
+        let acknowledged = load.acknowledged();
+        cluster.kill();
+        // What each two of the nodes have is enough.
+        for lost in 1..=3 {
+            let copy = cluster.root().join(format!("without-{lost}"));
+            fs::create_dir(&copy).unwrap();
+            sh(&copy, &format!("cp -a {} data && rm -rf data/nodes/{lost}", cluster.data().display()));
+            lose_disk(&copy.join("data"));
+            let other = Cluster::at(&copy, &["--lease-ms", "3000"]);
+            acknowledged.verify(&other);
+            assert!(other.log().contains("restored"), "{}", other.log());
+            drop(other);
+            fs::remove_dir_all(&copy).unwrap();
+        }
+        lose_disk(&cluster.data());
+        cluster.launch();
+    }
+    load.end(&mut cluster);
+}
+
+#[test]
+fn one_node_alone_says_what_is_missing_and_invents_nothing() {
+    let mut cluster = Cluster::start();
+    let mount = cluster.mount("m");
+    sh(mount.path(), "for i in $(seq 20); do echo $i > f$i; done; sync");
+    mount.unmount();
+    // Runs write to different nodes.
+    cluster.kill();
+    cluster.launch();
+    cluster.kill();
+    let mut refused = 0;
+    for kept in 1..=3 {
+        let copy = cluster.root().join(format!("only-{kept}"));
+        fs::create_dir(&copy).unwrap();
+        sh(
+            &copy,
+            &format!("mkdir -p data/nodes && cp -a {} data/nodes/{kept}", cluster.node(kept).display()),
+        );
+        let output = Command::new("timeout")
+            .args(["20"])
+            .arg(program("tandemd"))
+            .arg("--data")
+            .arg(copy.join("data"))
+            .args(["--listen", "127.0.0.1:0"])
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        if output.status.code() != Some(124) {
+            assert!(!output.status.success() && said.contains("of the journal"), "{said}");
+            refused += 1;
+        }
+    }
+    assert!(refused >= 1, "each node alone had everything");
+}
+
+#[test]
+fn a_damaged_database_is_put_aside_and_built_anew() {
+    let mut cluster = Cluster::start();
+    let mount = cluster.mount("m");
+    sh(mount.path(), "mkdir d && for i in $(seq 50); do echo $i > d/f$i; done; sync");
+    cluster.kill();
+    sh(
+        &cluster.data(),
+        "for at in 0 3 7; do dd if=/dev/urandom of=meta.db bs=4096 count=1 seek=$at conv=notrunc status=none; done; rm -f meta.db-wal meta.db-shm",
+    );
+    cluster.launch();
+    sh(mount.path(), "[ \"$(cat d/f* | sort -n | tr '\\n' ' ')\" = \"$(seq 50 | tr '\\n' ' ')\" ]");
+    mount.unmount();
+    assert!(cluster.log().contains("it is kept as"), "{}", cluster.log());
+    sh(&cluster.data(), "ls meta.db.damaged-1");
+    cluster.wait_healthy();
+}
