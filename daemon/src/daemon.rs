@@ -63,7 +63,7 @@ impl Parts {
                 zone: number.to_string(),
                 weight: 1,
                 store: Arc::new(DiskStore::open_with_reserve(&directory, settings.node_reserve_bytes)?),
-                segments: Arc::new(DiskSegments::open(&directory)?),
+                segments: Arc::new(DiskSegments::open(&directory, NodeId(number))?),
             });
         }
         let meta = Arc::new(open_engine(&settings.data, nodes.len())?);
@@ -78,7 +78,7 @@ impl Parts {
 }
 
 /// Makes the data directory, for its owner only, and locks it.
-fn take(directory: &Path) -> Result<File> {
+pub(crate) fn take(directory: &Path) -> Result<File> {
     let explain = |error: std::io::Error| {
         let error = Error::from(error);
         Error::new(error.kind(), format!("{}: {}", directory.display(), error.subject()))

@@ -15,6 +15,7 @@ pub mod meta;
 pub mod metrics;
 pub mod options;
 pub mod replicate;
+pub mod restore;
 pub mod segments;
 pub mod sessions;
 pub mod settings;

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tandemd::daemon::{Daemon, Parts};
 use tandemd::options::{self, Options};
+use tandemd::restore::{self, Restore};
 use tandemd::{allocator, http, short_circuit};
 use tandemfs::{Error, Result};
 use tokio::signal::unix::{SignalKind, signal};
@@ -24,7 +25,10 @@ fn main() -> ExitCode {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let environment: BTreeMap<_, _> =
         std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value))).collect();
-    let result = Options::load(&matches, &environment).and_then(run);
+    let result = match matches.subcommand() {
+        Some((restore::NAME, matches)) => restore(&Restore::from_matches(matches)),
+        _ => Options::load(&matches, &environment).and_then(run),
+    };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -33,6 +37,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+#[tokio::main]
+async fn restore(restore: &Restore) -> Result<()> {
+    let text = restore.run().await?;
+    Ok(writeln!(std::io::stdout(), "{text}")?)
 }
 
 #[tokio::main]

@@ -96,6 +96,7 @@ pub fn command() -> Command {
                 .value_parser(clap::value_parser!(OsString))
                 .help("A TOML file with settings"),
         );
+    command = command.subcommand(crate::restore::command()).args_conflicts_with_subcommands(true);
     let help = help();
     for (name, default) in defaults().unwrap_or_default() {
         let text = help.get(&name).cloned().unwrap_or_default();

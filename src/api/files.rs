@@ -136,6 +136,8 @@ pub struct Status {
     pub replicas: u32,
     /// The blocks.
     pub blocks: BlockCounts,
+    /// The metadata on the nodes.
+    pub journal: JournalCounts,
     /// The last scrub of a node that came to its end; null before any.
     pub last_scrub: Option<LastScrub>,
     /// The daemon's version.
@@ -145,6 +147,21 @@ pub struct Status {
     /// What an admin should know, such as a default password in use; empty for others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+}
+
+/// How the journal stands, which has the metadata on the nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct JournalCounts {
+    /// The number of the last commit.
+    pub position: u64,
+    /// Its segments, whole snapshots among them.
+    pub segments: u64,
+    /// Those that have fewer copies than they are to have.
+    pub under_replicated: u64,
+    /// Bytes of the segments, each counted once.
+    pub bytes: u64,
+    /// Whole snapshots of the metadata.
+    pub snapshots: u64,
 }
 
 /// What the last scrub has found.

@@ -24,6 +24,14 @@ fn status_text(status: &Status) -> String {
             "blocks   {} in {} copies each; {} under-replicated, {} lost",
             blocks.total, status.replicas, blocks.under_replicated, blocks.lost
         ),
+        format!(
+            "journal  {} commits, {} in {} segments, {} snapshots; {} under-replicated",
+            status.journal.position,
+            output::size(status.journal.bytes),
+            status.journal.segments,
+            status.journal.snapshots,
+            status.journal.under_replicated
+        ),
         match &status.last_scrub {
             Some(scrub) => format!(
                 "scrub    {}, {} bad copies found",

@@ -77,6 +77,12 @@ fn one_node_alone_says_what_is_missing_and_invents_nothing() {
         if output.status.code() != Some(124) {
             assert!(!output.status.success() && said.contains("of the journal"), "{said}");
             refused += 1;
+            let node = copy.join("data/nodes").join(kept.to_string());
+            let (done, said) = restore(&copy.join("new"), &format!("--from {}", node.display()));
+            assert!(!done && said.contains("of the journal"), "{said}");
+            let (done, said) =
+                restore(&copy.join("new"), &format!("--from {} --accept-loss", node.display()));
+            assert!(done && said.contains("restored up to commit"), "{said}");
         }
     }
     assert!(refused >= 1, "each node alone had everything");
@@ -98,4 +104,52 @@ fn a_damaged_database_is_put_aside_and_built_anew() {
     assert!(cluster.log().contains("it is kept as"), "{}", cluster.log());
     sh(&cluster.data(), "ls meta.db.damaged-1");
     cluster.wait_healthy();
+}
+
+fn restore(data: &Path, arguments: &str) -> (bool, String) {
+    let command = format!(
+        "timeout 60 '{}' restore --data {} {arguments}",
+        program("tandemd").display(),
+        data.display()
+    );
+    let output = Command::new("sh").args(["-c", &command]).stdin(Stdio::null()).output().expect("sh runs");
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+}
+
+#[test]
+fn restore_builds_a_data_directory_around_nodes() {
+    let mut cluster = Cluster::start();
+    let mount = cluster.mount("m");
+    sh(mount.path(), "for i in $(seq 20); do echo $i > f$i; done; sync");
+    mount.unmount();
+    let new = cluster.root().join("new/data");
+    let [one, two, three] = [1, 2, 3].map(|number| cluster.node(number).display().to_string());
+    let (done, said) = restore(&new, &format!("--from {one} {two} {three}"));
+    assert!(!done && said.contains("another daemon uses it"), "{said}");
+    cluster.stop();
+    for (arguments, what) in [
+        (format!("--from {}", cluster.root().display()), "no node's directory"),
+        (format!("--from {one} {one}"), "given twice"),
+    ] {
+        let (done, said) = restore(&new, &arguments);
+        assert!(!done && said.contains(what), "{said}");
+    }
+    let (done, said) = restore(&new, &format!("--from {one} {three}"));
+    assert!(done && said.contains("restored up to commit") && said.contains("nodes: 1, 3"), "{said}");
+    let (done, said) = restore(&new, &format!("--from {one} {three}"));
+    assert!(!done && said.contains("move it away first"), "{said}");
+    let restored = Cluster::at(new.parent().unwrap(), &["--lease-ms", "3000"]);
+    restored.tandem(&["admin", "repair-node", "2"]);
+    let mount = restored.mount("again");
+    sh(
+        mount.path(),
+        "[ \"$(cat f* | sort -n | tr '\\n' ' ')\" = \"$(seq 20 | tr '\\n' ' ')\" ] && echo more > more && sync",
+    );
+    mount.unmount();
+    restored.wait_healthy();
+    drop(restored);
+    // Its nodes are those of the old one, which sees what was done since.
+    let (done, said) = restore(&cluster.root().join("third"), &format!("--from {one} {three}"));
+    assert!(done, "{said}");
 }

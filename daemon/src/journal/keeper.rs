@@ -3,6 +3,7 @@
 
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
+use tandemfs::api::files::JournalCounts;
 use tandemfs::id::NodeId;
 use tandemfs::{Error, Result};
 
@@ -14,6 +15,8 @@ use super::{Inner, Journal};
 
 /// So many whole snapshots are kept, if not more of them are asked for.
 const SNAPSHOTS: usize = 2;
+/// Each start begins a segment, so there may be many that are short: a snapshot is also made when so many follow the last one.
+const SEGMENTS: usize = 64;
 /// What nodes have is looked at anew after so many rounds.
 const ROUNDS: u64 = 10;
 /// What is copied at once.
@@ -38,23 +41,10 @@ pub(super) struct Shelf {
     all: BTreeMap<u64, Shelved>,
     /// Nodes of which it is known what they have.
     known: BTreeSet<NodeId>,
-}
-
-/// How the journal stands, for admins.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Account {
+    /// The nodes of the open segment.
+    pub(super) open: BTreeSet<NodeId>,
     /// The number of the last entry.
-    pub position: u64,
-    /// Sealed segments and snapshots.
-    pub segments: u64,
-    /// Those that are on fewer nodes than they should be, the open one included.
-    pub short: u64,
-    /// Their bytes, each counted once.
-    pub bytes: u64,
-    /// Whole snapshots.
-    pub snapshots: u64,
-    /// The moment to which one can go back, in milliseconds since 1970.
-    pub since_ms: i64,
+    pub(super) position: u64,
 }
 
 impl Shelf {
@@ -101,8 +91,13 @@ impl Shelf {
 
     /// The bytes of entries after the newest snapshot, or in all.
     pub(super) fn since_snapshot(&self) -> u64 {
+        self.after_snapshot().map(|shelved| shelved.size).sum()
+    }
+
+    /// The segments of entries that come after the newest snapshot.
+    fn after_snapshot(&self) -> impl Iterator<Item = &Shelved> {
         let newest = self.snapshots().last().map_or(0, |sealed| sealed.number);
-        self.entries().filter(|(number, _)| *number > newest).map(|(_, shelved)| shelved.size).sum()
+        self.entries().filter(move |(number, _)| *number > newest).map(|(_, shelved)| shelved)
     }
 
     /// Whether what is here is enough to build an engine anew: a snapshot, or everything from the beginning on.
@@ -158,32 +153,36 @@ impl Journal {
     }
 
     /// How the journal stands.
-    pub async fn account(&self) -> Account {
+    pub fn counts(&self) -> JournalCounts {
         let inner = &self.0;
-        let (position, copies) = {
-            let writer = inner.writer.lock().await;
-            (writer.place().position, writer.copies())
-        };
         let in_use: BTreeSet<NodeId> = inner.nodes.in_use().iter().map(|node| node.id).collect();
         let shelf = inner.shelf();
-        let short = |shelved: &&Shelved| shelved.on.intersection(&in_use).count() < inner.rules.copies;
-        Account {
-            position,
-            segments: shelf.all.len() as u64,
-            short: shelf.all.values().filter(short).count() as u64 + u64::from(copies < inner.rules.copies),
+        let has_enough = |on: &BTreeSet<NodeId>| on.intersection(&in_use).count() >= inner.rules.copies;
+        let short = shelf.all.values().filter(|shelved| !has_enough(&shelved.on)).count();
+        JournalCounts {
+            position: shelf.position,
+            segments: shelf.all.len() as u64 + 1,
+            under_replicated: short as u64 + u64::from(!has_enough(&shelf.open)),
             bytes: shelf.all.values().map(|shelved| shelved.size).sum(),
             snapshots: shelf.snapshots().len() as u64,
-            since_ms: shelf.all.values().map(|shelved| shelved.header.began_ms).min().unwrap_or(0),
         }
     }
 }
 
 impl Inner {
-    /// Begins another segment when the open one has fewer copies than are possible.
+    /// Begins another segment when the open one is on fewer nodes that are in use than is possible.
     async fn spread(&self) -> Result<()> {
-        let possible = self.nodes.in_use().len().min(self.rules.copies);
         let mut writer = self.writer.lock().await;
-        if writer.copies() < possible { self.begin_segment(&mut writer).await } else { Ok(()) }
+        let in_use = self.nodes.in_use();
+        let copies = {
+            let shelf = self.shelf();
+            in_use.iter().filter(|node| shelf.open.contains(&node.id)).count()
+        };
+        if copies < in_use.len().min(self.rules.copies) {
+            self.begin_segment(&mut writer).await
+        } else {
+            Ok(())
+        }
     }
 
     /// Finds out what nodes have that came into use, and removes what does not belong there.
@@ -300,7 +299,9 @@ impl Inner {
         let since = self.writer.lock().await.since_snapshot;
         let shelf = self.shelf();
         let newest = shelf.snapshots().last().map_or(0, |sealed| sealed.size);
-        !shelf.is_complete() || since >= self.rules.snapshot_bytes.max(newest)
+        !shelf.is_complete()
+            || since >= self.rules.snapshot_bytes.max(newest)
+            || shelf.after_snapshot().count() >= SEGMENTS
     }
 
     /// Removes what is not needed any more from all nodes that are in use; from others when they come back.

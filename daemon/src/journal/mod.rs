@@ -40,7 +40,6 @@ use replay::Standing;
 use survey::Survey;
 use writer::Writer;
 
-pub use keeper::Account;
 pub use nodes::JournalNode;
 
 /// How a journal is kept.
@@ -56,6 +55,17 @@ pub struct Rules {
     pub keep_ms: i64,
     /// The number of a journal that is begun now: drawn, so that no two are taken for one.
     pub new_journal: u64,
+}
+
+/// What a restore has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Restored {
+    /// The last entry that is there.
+    pub position: u64,
+    /// What follows it, as far as is known, and was left out.
+    pub missing_to: Option<u64>,
+    /// When the last commit was made, in milliseconds since 1970; 0 if that is not known.
+    pub time_ms: i64,
 }
 
 /// See the module. Clones are the same one.
@@ -127,14 +137,29 @@ impl Journal {
         Ok(Self(Arc::new(inner)))
     }
 
+    /// Builds an engine anew from what nodes have, to which nothing is written. With `accept_loss` what cannot be read and all after it is
+    /// left out.
+    ///
+    /// # Errors
+    /// `NotFound` for what is missing; those of the engine.
+    pub async fn restore(
+        engine: &dyn MetaStore,
+        nodes: Vec<JournalNode>,
+        accept_loss: bool,
+    ) -> Result<Restored> {
+        let nodes = Nodes::new(nodes);
+        let survey = survey::survey(&nodes).await;
+        let reached = replay::restore(engine, &nodes, &survey, survey.highest, accept_loss).await?;
+        Ok(Restored {
+            position: reached.place.position,
+            missing_to: reached.gap_until,
+            time_ms: reached.time_ms,
+        })
+    }
+
     /// Says which nodes are to be left alone, as if they were gone.
     pub fn shut(&self, nodes: BTreeSet<NodeId>) {
         self.0.nodes.shut(nodes);
-    }
-
-    /// The last entry.
-    pub async fn position(&self) -> u64 {
-        self.0.writer.lock().await.place().position
     }
 }
 
@@ -202,7 +227,7 @@ async fn recover(
     }
     let reached = match reached {
         Some(reached) => reached,
-        None => replay::restore(engine.as_ref(), nodes, survey, segment).await?,
+        None => replay::restore(engine.as_ref(), nodes, survey, segment, false).await?,
     };
     Ok((Standing { journal, place: reached.place, segment }, reached.size))
 }

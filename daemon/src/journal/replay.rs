@@ -2,7 +2,7 @@
 
 use tandemfs::{Error, ErrorKind, Result};
 
-use super::format::{Entry, Place};
+use super::format::{Entry, Header, Place};
 use super::nodes::Nodes;
 use super::survey::{Found, Link, Survey};
 use crate::meta::{Key, MetaStore, Write, keys, put, record, remove};
@@ -89,6 +89,8 @@ pub(super) struct Reached {
     pub(super) gap_until: Option<u64>,
     /// The bytes of the newest segment that count.
     pub(super) size: u64,
+    /// When the last commit was made, in milliseconds since 1970; 0 if none was read.
+    pub(super) time_ms: i64,
 }
 
 /// Reads what follows `from` and writes it to the engine; without one it only finds out how far it would come.
@@ -109,7 +111,7 @@ pub(super) async fn replay(
     // The newest commit waits for the entry behind it, which may cancel it.
     let mut newest: Option<Vec<Write>> = None;
     let mut here = Place::default();
-    let (mut read, mut size) = (0_u64, 0);
+    let (mut read, mut size, mut time) = (0_u64, 0, 0);
     for link in links.get(first..).unwrap_or_default() {
         here = link.found.header.after;
         let mut reader = link.found.read(nodes)?;
@@ -130,7 +132,8 @@ pub(super) async fn replay(
             }
             match entry {
                 Entry::Cancel { .. } => newest = None,
-                Entry::Commit { writes, .. } => {
+                Entry::Commit { writes, time_ms, .. } => {
+                    time = time_ms;
                     let before = newest.replace(writes).unwrap_or_default();
                     if let Some(batch) = &mut batch {
                         batch.add(before);
@@ -154,18 +157,18 @@ pub(super) async fn replay(
     let known = links.last().map_or(0, |link| link.found.header.after.position);
     if here.position < from.place.position {
         // The engine has more than the nodes have.
-        return Ok(Reached { place: here, gap_until: None, size });
+        return Ok(Reached { place: here, gap_until: None, size, time_ms: time });
     }
     if let Some(batch) = batch.as_mut().filter(|_| here != from.place) {
         batch.add(newest.unwrap_or_default());
         from.place = here;
         batch.flush(Some(&from)).await?;
     }
-    Ok(Reached { place: here, gap_until: (known > here.position).then_some(known), size })
+    Ok(Reached { place: here, gap_until: (known > here.position).then_some(known), size, time_ms: time })
 }
 
 /// Builds an engine anew: everything in it goes, then comes a whole snapshot, or nothing, then what follows it. Nothing goes before it is
-/// known that this can be done.
+/// known that this can be done. With `accept_loss` what cannot be read and all after it is left out.
 ///
 /// # Errors
 /// `NotFound` when the nodes have neither a whole snapshot with all that follows it nor the whole journal; those of the engine.
@@ -174,8 +177,20 @@ pub(super) async fn restore(
     nodes: &Nodes,
     survey: &Survey,
     segment: u64,
+    accept_loss: bool,
 ) -> Result<Reached> {
     let links = survey.links();
+    if let Some(newest) = links.last().filter(|newest| newest.is_nowhere())
+        && !accept_loss
+    {
+        let Header { after, copies, .. } = &newest.found.header;
+        let copies: Vec<String> = copies.iter().map(ToString::to_string).collect();
+        return Err(Error::not_found(format!(
+            "what came after entry {} of the journal: it was written to nodes {} alone",
+            after.position,
+            copies.join(" and ")
+        )));
+    }
     let beginning =
         links.first().map(|link| &link.found.header).filter(|header| header.after == Place::default());
     let mut missing = Error::not_found("a snapshot of the metadata, or the beginning of the journal");
@@ -195,7 +210,8 @@ pub(super) async fn restore(
             continue;
         };
         match replay(None, nodes, &links, standing).await {
-            Ok(reached) if reached.gap_until.is_none() && reached.place.position >= until => {}
+            Ok(reached)
+                if reached.place.position >= until && (accept_loss || reached.gap_until.is_none()) => {}
             Ok(reached) => {
                 let goes_on = reached.gap_until.unwrap_or(until);
                 missing = gap(reached.place.position + 1, goes_on);

@@ -58,6 +58,13 @@ pub(super) struct Link {
     pub(super) end: Option<Place>,
 }
 
+impl Link {
+    /// Whether none of the nodes that it is written to has anything of it, though it may have entries.
+    pub(super) fn is_nowhere(&self) -> bool {
+        !self.found.header.copies.iter().any(|id| self.found.on.contains_key(id))
+    }
+}
+
 /// Asks all nodes. Of several journals the one counts that has the newest segment.
 pub(super) async fn survey(nodes: &Nodes) -> Survey {
     let answers = join_all(nodes.all().map(|node| async move { (node.id, holdings(node).await) })).await;

@@ -262,7 +262,7 @@ async fn copies_are_made_whole_again() {
             tokio::time::sleep(Duration::from_secs(10)).await;
             let _ = journal.tend(1).await;
         }
-        assert_eq!(journal.account().await.short, 0, "{:?}", journal.account().await);
+        assert_eq!(journal.counts().under_replicated, 0, "{:?}", journal.counts());
     }
     let want = pairs(&site.engine).await;
     assert_eq!(want.len(), 12);
@@ -271,6 +271,20 @@ async fn copies_are_made_whole_again() {
         site.lose_engine();
         site.start_on(&nodes).await.unwrap();
         assert_eq!(pairs(&site.engine).await, want, "from {nodes:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_an_admin_has_failed_is_left_alone() {
+    let site = Site::new();
+    let journal = site.start().await;
+    for shut in 0..3 {
+        journal.shut([NodeId(shut)].into());
+        journal.tend(1).await.unwrap();
+        let before = site.disks[shut as usize].segments().clone();
+        put(&journal, "a", &shut.to_string()).await.unwrap();
+        assert_eq!(*site.disks[shut as usize].segments(), before);
+        assert_eq!(journal.counts().under_replicated, 0, "{:?}", journal.counts());
     }
 }
 
@@ -292,10 +306,10 @@ async fn snapshots_take_the_place_of_old_segments() {
         };
         let (tended, ()) = tokio::join!(journal.tend(round), busy);
         tended.unwrap();
-        most = most.max(journal.account().await.bytes);
+        most = most.max(journal.counts().bytes);
     }
-    let account = journal.account().await;
-    assert!(account.snapshots >= 2 && account.snapshots <= 3, "{account:?}");
+    let counts = journal.counts();
+    assert!(counts.snapshots >= 2 && counts.snapshots <= 3, "{counts:?}");
     assert!(most < 400_000, "{most} bytes are kept");
     let want = pairs(&site.engine).await;
     drop(journal);
@@ -369,8 +383,8 @@ async fn generated_lives() {
                 tended = journal.tend(0).await;
             }
             tended.unwrap_or_else(|error| panic!("seed {seed}, life {life}: {error:?}"));
-            let account = journal.account().await;
-            assert!(nodes.len() < 3 || account.short == 0, "seed {seed}, life {life}: {account:?}");
+            let counts = journal.counts();
+            assert!(nodes.len() < 3 || counts.under_replicated == 0, "seed {seed}, life {life}: {counts:?}");
             drop(journal);
             let lost = random.random_range(0..4);
             is_wiped = lost == 1 && nodes.len() == 3;

@@ -47,11 +47,6 @@ impl Writer {
         self.open.as_ref().map_or(self.next_number, |open| open.header.number)
     }
 
-    /// How many nodes the open segment is written to.
-    pub(super) fn copies(&self) -> usize {
-        self.open.as_ref().map_or(0, |open| open.header.copies.len())
-    }
-
     /// A number that no segment has had.
     pub(super) fn take_number(&mut self) -> u64 {
         self.next_number += 1;
@@ -83,6 +78,7 @@ impl Inner {
                 open.size += length;
                 writer.since_snapshot += length;
                 writer.place = Place { position: writer.place.position + 1, chain };
+                self.shelf().position = writer.place.position;
                 return Ok(writer.place);
             }
             failure = outcome.error;
@@ -128,6 +124,10 @@ impl Inner {
             let outcome = self.nodes.append(&all, number, 0, &bytes).await;
             if header.copies.iter().all(|id| outcome.done.contains(id)) {
                 let size = bytes.len() as u64;
+                let mut shelf = self.shelf();
+                (shelf.open, shelf.position) =
+                    (header.copies.iter().copied().collect(), writer.place.position);
+                drop(shelf);
                 writer.open = Some(Open { header, size, begin: size });
                 return Ok(());
             }
@@ -138,6 +138,7 @@ impl Inner {
 
     /// Writes nothing more to the open segment. One without entries is forgotten: the next says all that it says.
     fn seal(&self, writer: &mut Writer) {
+        self.shelf().open.clear();
         let Some(open) = writer.open.take().filter(|open| open.size > open.begin) else { return };
         writer.previous = Some(Sealed { number: open.header.number, size: open.size });
         let on = open.header.copies.iter().copied().collect();

@@ -1,4 +1,4 @@
-//! Segments as files in a directory, beside a node's objects: `journal/<number, 20 digits>`.
+//! Segments as files in a directory, beside a node's objects: `journal/<number, 20 digits>`, and `journal/node`, which says whose they are.
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -9,6 +9,8 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use tandemfs::config::write_secret;
+use tandemfs::id::NodeId;
 use tandemfs::{Error, Result};
 
 use super::{PIECE_MAX, Segment, SegmentStore};
@@ -28,17 +30,44 @@ struct Inner {
     failed: AtomicBool,
 }
 
+/// The file that says which node's directory it is.
+const OWNER: &str = "node";
+
 impl DiskSegments {
-    /// Opens the segments of the node in `node`, or makes the place for them. Blocks; called once at start.
+    /// Opens the segments of a node, or makes the place for them. Blocks; called once at start.
     ///
     /// # Errors
-    /// `Unavailable`, `NoSpace` and `Forbidden` as the system says.
-    pub fn open(node: impl AsRef<Path>) -> Result<Self> {
+    /// `Invalid` when it is another node's directory; `Unavailable`, `NoSpace` and `Forbidden` as the system says.
+    pub fn open(node: impl AsRef<Path>, id: NodeId) -> Result<Self> {
         let directory = node.as_ref().join("journal");
-        make_directories(&directory)
-            .and_then(|()| sync_directory(&directory))
-            .map_err(|error| failure(error, &directory))?;
+        make_directories(&directory).map_err(|error| failure(error, &directory))?;
+        match Self::owner(node.as_ref())? {
+            Some(owner) if owner == id => {}
+            Some(owner) => {
+                let what =
+                    format!("{} is the directory of node {owner}, not of node {id}", node.as_ref().display());
+                return Err(Error::invalid(what));
+            }
+            None => write_secret(&directory.join(OWNER), format!("{id}\n").as_bytes())?,
+        }
+        sync_directory(&directory).map_err(|error| failure(error, &directory))?;
         Ok(Self(Arc::new(Inner { directory, open: Mutex::default(), failed: AtomicBool::new(false) })))
+    }
+
+    /// Which node's directory it is; `None` if it does not say.
+    ///
+    /// # Errors
+    /// `Corrupt`; `Unavailable` and `Forbidden` as the system says.
+    pub fn owner(node: &Path) -> Result<Option<NodeId>> {
+        let path = node.join("journal").join(OWNER);
+        match fs::read_to_string(&path) {
+            Ok(text) => match text.trim().parse() {
+                Ok(id) => Ok(Some(id)),
+                Err(_) => Err(Error::corrupt(path.display().to_string())),
+            },
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failure(error, &path)),
+        }
     }
 
     /// Runs one call where it may block, to its end, also when the caller does not wait for it any more.
@@ -186,7 +215,7 @@ impl SegmentStore for DiskSegments {
 
 #[cfg(test)]
 mod tests {
-    use super::{Bytes, DiskSegments, SegmentStore, fs};
+    use super::{Bytes, DiskSegments, NodeId, SegmentStore, fs};
     use crate::segments::contract;
     use std::os::unix::fs::PermissionsExt;
     use tandemfs::ErrorKind;
@@ -194,23 +223,25 @@ mod tests {
     #[tokio::test]
     async fn keeps_the_contract() {
         let directory = tempfile::tempdir().unwrap();
-        contract::all(&DiskSegments::open(directory.path().join("a/node")).unwrap()).await;
+        contract::all(&DiskSegments::open(directory.path().join("a/node"), NodeId(1)).unwrap()).await;
     }
 
     #[tokio::test]
     async fn goes_on_after_it_was_opened_anew_and_notices_what_was_cut_off() {
         let directory = tempfile::tempdir().unwrap();
-        let store = DiskSegments::open(directory.path()).unwrap();
+        let store = DiskSegments::open(directory.path(), NodeId(1)).unwrap();
         store.append(1, 0, Bytes::from_static(b"one")).await.unwrap();
         drop(store);
-        let store = DiskSegments::open(directory.path()).unwrap();
+        let other = DiskSegments::open(directory.path(), NodeId(2));
+        assert_eq!(other.unwrap_err().kind(), ErrorKind::Invalid);
+        let store = DiskSegments::open(directory.path(), NodeId(1)).unwrap();
         store.append(1, 3, Bytes::from_static(b"two")).await.unwrap();
         let path = directory.path().join("journal").join(format!("{:020}", 1));
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         drop(store);
         fs::write(&path, b"onet").unwrap();
         fs::write(directory.path().join("journal/readme"), b"x").unwrap();
-        let store = DiskSegments::open(directory.path()).unwrap();
+        let store = DiskSegments::open(directory.path(), NodeId(1)).unwrap();
         assert_eq!(store.list().await.unwrap().len(), 1);
         let late = store.append(1, 6, Bytes::from_static(b"three")).await;
         assert_eq!(late.unwrap_err().kind(), ErrorKind::Stale);
