@@ -116,13 +116,12 @@ impl Inner {
                 began_ms: self.now_ms(),
             };
             let bytes = Bytes::from(begin(&header)?);
-            // Every node gets to know of it.
-            let mut all = header.copies.clone();
-            all.extend(
-                self.nodes.in_use().iter().map(|node| node.id).filter(|id| !header.copies.contains(id)),
-            );
-            let outcome = self.nodes.append(&all, number, 0, &bytes).await;
-            if header.copies.iter().all(|id| outcome.done.contains(id)) {
+            let outcome = self.nodes.append(&header.copies, number, 0, &bytes).await;
+            if outcome.done.len() == header.copies.len() {
+                // Then all others get to know of it: who knows of a segment that is nowhere knows of a loss.
+                let mut others: Vec<_> = self.nodes.in_use().iter().map(|node| node.id).collect();
+                others.retain(|id| !header.copies.contains(id));
+                self.nodes.append(&others, number, 0, &bytes).await;
                 let size = bytes.len() as u64;
                 let mut shelf = self.shelf();
                 (shelf.open, shelf.position) =
