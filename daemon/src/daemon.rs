@@ -54,19 +54,23 @@ impl Parts {
         let settings = &options.settings;
         let lock = take(&settings.data)?;
         let mut nodes = Vec::new();
+        let mut has_journal = false;
         for number in 1..=settings.nodes {
             let directory = settings.data.join("nodes").join(number.to_string());
+            let store = DiskStore::open_with_reserve(&directory, settings.node_reserve_bytes)?;
+            let segments = DiskSegments::open(&directory, NodeId(number))?;
+            has_journal |= !segments.is_empty()?;
             nodes.push(NodeSetup {
                 id: NodeId(number),
                 kind: "disk".to_owned(),
                 location: directory.display().to_string(),
                 zone: number.to_string(),
                 weight: 1,
-                store: Arc::new(DiskStore::open_with_reserve(&directory, settings.node_reserve_bytes)?),
-                segments: Arc::new(DiskSegments::open(&directory, NodeId(number))?),
+                store: Arc::new(store),
+                segments: Arc::new(segments),
             });
         }
-        let meta = Arc::new(open_engine(&settings.data, nodes.len())?);
+        let meta = Arc::new(open_engine(&settings.data, has_journal)?);
         Ok(Self {
             meta,
             nodes,
@@ -97,11 +101,12 @@ pub(crate) fn take(directory: &Path) -> Result<File> {
     }
 }
 
-/// The metadata database. One that is damaged is put aside if there are nodes, from whose journal it is built anew.
-fn open_engine(data: &Path, nodes: usize) -> Result<SqliteStore> {
+/// The metadata database. One that is damaged is put aside if the nodes have a journal, from which it is built anew; without one it is all
+/// that there is, and the daemon must not begin with nothing.
+fn open_engine(data: &Path, has_journal: bool) -> Result<SqliteStore> {
     let path = data.join("meta.db");
     match SqliteStore::open(&path) {
-        Err(error) if error.kind() == ErrorKind::Corrupt && nodes > 0 => {
+        Err(error) if error.kind() == ErrorKind::Corrupt && has_journal => {
             let aside = (1..).map(|number| data.join(format!("meta.db.damaged-{number}")));
             let aside = aside
                 .into_iter()

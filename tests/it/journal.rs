@@ -104,6 +104,23 @@ fn a_damaged_database_is_put_aside_and_built_anew() {
     assert!(cluster.log().contains("it is kept as"), "{}", cluster.log());
     sh(&cluster.data(), "ls meta.db.damaged-1");
     cluster.wait_healthy();
+    // Where the nodes have no journal, it is all that there is: nothing begins anew.
+    cluster.kill();
+    sh(
+        &cluster.data(),
+        "rm -r nodes/*/journal && dd if=/dev/urandom of=meta.db bs=4096 count=3 conv=notrunc status=none && rm -f meta.db-wal meta.db-shm",
+    );
+    let output = Command::new("timeout")
+        .arg("20")
+        .arg(program("tandemd"))
+        .arg("--data")
+        .arg(cluster.data())
+        .args(["--listen", "127.0.0.1:0"])
+        .stdin(Stdio::null())
+        .output()
+        .expect("timeout runs");
+    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
+    sh(&cluster.data(), "ls meta.db && ! ls meta.db.damaged-2");
 }
 
 fn restore(data: &Path, arguments: &str) -> (bool, String) {

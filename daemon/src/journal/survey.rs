@@ -41,8 +41,6 @@ impl Found {
 pub(super) struct Survey {
     /// By their numbers.
     pub(super) segments: BTreeMap<u64, Found>,
-    /// Files that are no whole segments of this journal: number and node.
-    pub(super) strays: Vec<(u64, NodeId)>,
     /// Nodes that could not be asked.
     pub(super) silent: BTreeSet<NodeId>,
     /// The highest number that any file has.
@@ -77,10 +75,7 @@ pub(super) async fn survey(nodes: &Nodes) -> Survey {
         };
         for (number, size, header) in answer {
             survey.highest = survey.highest.max(number);
-            match header {
-                Some(header) => headers.push((id, size, header)),
-                None => survey.strays.push((number, id)),
-            }
+            headers.extend(header.map(|header| (id, size, header)));
         }
     }
     let newest = headers
@@ -99,8 +94,6 @@ pub(super) async fn survey(nodes: &Nodes) -> Survey {
             .or_insert_with(|| Found { header: header.clone(), on: BTreeMap::new() });
         if is_ours && found.header == header {
             found.on.insert(id, size);
-        } else {
-            survey.strays.push((number, id));
         }
     }
     survey.segments.retain(|_, found| found.header.journal == journal);

@@ -54,6 +54,14 @@ impl DiskSegments {
         Ok(Self(Arc::new(Inner { directory, open: Mutex::default(), failed: AtomicBool::new(false) })))
     }
 
+    /// Whether there is any segment.
+    ///
+    /// # Errors
+    /// `Unavailable` and `Forbidden` as the system says.
+    pub fn is_empty(&self) -> Result<bool> {
+        Ok(self.0.list()?.is_empty())
+    }
+
     /// Which node's directory it is; `None` if it does not say.
     ///
     /// # Errors
