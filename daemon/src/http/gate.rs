@@ -1,9 +1,10 @@
-//! The gate: how many connections there may be, in all and from one place, and for how long one may stand still.
+//! The gate: how many connections there may be, in all and from one place, for how long one may stand still, and how one ends.
 
 use std::collections::HashMap;
 use std::future::{Future, Ready, ready};
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -13,10 +14,13 @@ use axum_server::accept::Accept;
 use rustix::process::{Resource, getrlimit};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::Sleep;
+use tokio::time::{Sleep, timeout};
 
 use crate::accounts::network;
 use crate::settings::Settings;
+
+/// For so long what still comes on a connection is thrown away after the daemon has ended its own side.
+const LINGER: Duration = Duration::from_secs(5);
 
 /// Lets only so many connections in, and sets them up.
 #[derive(Clone, Debug)]
@@ -96,7 +100,8 @@ impl<S: Send + 'static> Accept<TcpStream, S> for Gate {
         };
         ready(
             enter().map(|place| {
-                (Connection { stream, stall: self.stall, stalled: None, _place: place }, service)
+                let place = Arc::new(place);
+                (Connection { stream, stall: self.stall, stalled: None, lingers: false, place }, service)
             }),
         )
     }
@@ -107,7 +112,8 @@ pub(super) struct Connection {
     stream: TcpStream,
     stall: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
-    _place: Place,
+    lingers: bool,
+    place: Arc<Place>,
 }
 
 impl Connection {
@@ -121,6 +127,22 @@ impl Connection {
         ready!(timer.as_mut().poll(cx));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
+
+    /// Keeps the connection for a while after its last answer. One that is closed with bytes unread is reset, and a client that is
+    /// still sending may lose the answer with it (RFC 9112, section 9.6).
+    fn linger(&mut self) -> io::Result<()> {
+        let stream = TcpStream::from_std(self.stream.as_fd().try_clone_to_owned()?.into())?;
+        let place = Arc::clone(&self.place);
+        tokio::spawn(async move {
+            let _late = timeout(LINGER, throw_away(stream)).await;
+            drop(place);
+        });
+        Ok(())
+    }
+}
+
+async fn throw_away(mut stream: TcpStream) -> io::Result<u64> {
+    tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
 }
 
 impl AsyncRead for Connection {
@@ -157,6 +179,11 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+        if !self.lingers {
+            self.lingers = true;
+            self.linger()?;
+        }
+        Poll::Ready(Ok(()))
     }
 }

@@ -12,7 +12,6 @@ mod gate;
 mod health;
 mod keys;
 mod limits;
-mod linger;
 mod metrics;
 mod openapi;
 pub mod problem;
@@ -92,7 +91,6 @@ pub fn router(app: App) -> Router {
         .layer(Extension(Arc::new(rate)))
         .layer(DefaultBodyLimit::max(limits::BODY_BYTES_MAX))
         .layer(middleware::from_fn_with_state(limits, limits::apply))
-        .layer(middleware::from_fn(linger::apply))
         .with_state(app)
 }
 

@@ -123,16 +123,14 @@ async fn a_refusal_reaches_a_client_that_first_sends_all_that_it_has() {
     let to = serving.address;
     let answer = blocking(move || {
         let mut stream = connect(to);
-        let body = vec![b'x'; 6 << 20];
+        let body = vec![b'x'; 100 << 20];
         let head = format!("POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
         stream.write_all(head.as_bytes()).unwrap();
         stream.write_all(&body).unwrap();
-        // And goes on with the connection.
-        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
         rest(stream)
     })
     .await;
-    assert!(answer.starts_with("HTTP/1.1 401") && answer.contains("HTTP/1.1 204"), "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
     serving.stop().await.unwrap();
 }
 
