@@ -293,8 +293,8 @@ impl Audience {
     }
 
     /// Waits until no session of a volume but one remembers anything of an earlier run.
-    pub(crate) async fn dropped_by_others(&self, volume: VolumeId, but: SessionId) {
-        let others = self.others(volume, Some(but)).into_iter();
+    pub(crate) async fn dropped_by_others(&self, volume: VolumeId, but: Option<SessionId>) {
+        let others = self.others(volume, but).into_iter();
         let telling = others.filter_map(|session| session.remembers().map(|number| (session, number)));
         self.acknowledged_by_others(&telling.collect(), None).await;
     }

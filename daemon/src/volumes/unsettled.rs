@@ -62,17 +62,15 @@ impl Drop for Entry<'_> {
 
 impl Volume {
     /// Waits until nobody but `author`, who drops it first himself, can be shown what was before a state of some version, as far as
-    /// these keys show it. Of what was changed when the daemon stopped is not known who was told, so sessions wait until all have dropped
-    /// everything; the daemon itself does not wait for sessions of the run before.
+    /// these keys show it. Of what was changed when the daemon stopped is not known who was told, so everybody waits until all sessions of
+    /// that run have dropped everything.
     pub(super) async fn settled<'a>(
         &self,
         author: Option<SessionId>,
         version: u64,
         keys: impl Iterator<Item = &'a Key>,
     ) {
-        if let Some(author) = author {
-            self.shared.audience.dropped_by_others(self.id, author).await;
-        }
+        self.shared.audience.dropped_by_others(self.id, author).await;
         for change in self.unsettled.shown(version, keys) {
             self.shared.audience.acknowledged_by_others(&change.telling, author).await;
         }
