@@ -98,12 +98,10 @@ impl<S: Send + 'static> Accept<TcpStream, S> for Gate {
             stream.set_nodelay(true)?;
             Ok(place)
         };
-        ready(
-            enter().map(|place| {
-                let place = Arc::new(place);
-                (Connection { stream, stall: self.stall, stalled: None, lingers: false, place }, service)
-            }),
-        )
+        ready(enter().map(|place| {
+            let place = Arc::new(place);
+            (Connection { stream, stall: self.stall, stalled: None, lingers: false, place }, service)
+        }))
     }
 }
 

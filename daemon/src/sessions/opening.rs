@@ -4,7 +4,6 @@ use std::sync::Arc;
 use tandemfs::api::fs::{OpenSession, ResumeSession, SessionGrant};
 use tandemfs::api::volumes::Access;
 use tandemfs::id::SessionId;
-use tandemfs::tree::{Key, Record, Usage, Want};
 use tandemfs::{Error, Result};
 
 use super::Sessions;
@@ -77,12 +76,7 @@ impl Sessions {
     }
 
     async fn grant(&self, session: &Session, volume: &Volume) -> Result<SessionGrant> {
-        // As the daemon, which waits for no other session: that one may be waiting to be resumed as well.
-        let read = volume.read(None, &[Want::Record(Key::Usage)]).await?;
-        let usage = match read.answers.into_iter().next().and_then(|mut answer| answer.records.pop()) {
-            Some((_, Some(Record::Usage(usage)))) => usage,
-            _ => Usage::default(),
-        };
+        let (version, usage) = volume.usage().await?;
         let record = session.record();
         Ok(SessionGrant {
             session: record.id,
@@ -90,7 +84,7 @@ impl Sessions {
             key: volume.key().clone(),
             read_only: record.read_only,
             run: self.meta.run(),
-            version: read.version,
+            version,
             lease_ms: u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX),
             usage,
             short_circuit: self.short_circuit.get().cloned(),

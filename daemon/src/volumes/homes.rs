@@ -59,7 +59,8 @@ impl Volumes {
     /// # Errors
     /// `NotFound`; `Unavailable`.
     pub async fn usage(&self, id: VolumeId) -> Result<Usage> {
-        self.volume(id).await?.query(tree::WorkingSet::usage).await
+        let (_, usage) = self.volume(id).await?.usage().await?;
+        Ok(usage)
     }
 
     /// Sets a volume's quota. What is used already stays, also beyond it.

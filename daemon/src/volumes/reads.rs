@@ -2,7 +2,7 @@
 
 use tandemfs::api::fs::{Answer, CHUNKS_PAGE_MAX, DIRECTORY_PAGE_MAX, READ_WANTS_MAX, ReadReply};
 use tandemfs::id::{Ino, SessionId};
-use tandemfs::tree::{Key, Outcome, Record, Want, WorkingSet};
+use tandemfs::tree::{Key, Outcome, Record, Usage, Want, WorkingSet};
 use tandemfs::{Error, Result};
 use tokio::sync::MutexGuard;
 
@@ -75,6 +75,26 @@ impl Volume {
             if self.may_be_seen(state, in_the_way, &mut tries).await? {
                 self.settled(None, version, set.loaded().keys()).await;
                 return found;
+            }
+        }
+    }
+
+    /// The volume's version and what is used in it. No session is waited for: each may be waiting to be resumed, which asks for this, and
+    /// nobody relies on how much is used.
+    ///
+    /// # Errors
+    /// `NotFound`; `Unavailable`.
+    pub(crate) async fn usage(&self) -> Result<(u64, Usage)> {
+        loop {
+            let state = self.lock_live().await?;
+            let record = self.record(&state, &Key::Usage).await?;
+            let (moment, version) = (self.moment(&state), state.version);
+            drop(state);
+            if self.durable(moment).await {
+                return match record {
+                    Some(Record::Usage(usage)) => Ok((version, usage)),
+                    _ => Err(Error::corrupt(format!("volume {} has no record of what is used", self.id))),
+                };
             }
         }
     }
