@@ -14,8 +14,9 @@ use tokio::time::{Instant, sleep};
 
 use super::session::Session;
 
-/// So long after an answer that says `Stale` the kernel has looked again; and so long what it was told of is held.
-const MOMENT: Duration = Duration::from_secs(1);
+/// So long after an answer that says `Stale` the kernel has looked again; and so long what it was told of is held. Some seconds, for between
+/// the two the daemon may have waited for another session's lease.
+const MOMENT: Duration = Duration::from_secs(5);
 /// Chunks of an orphan that are taken away by one mutation.
 const REAP_CHUNKS: u32 = 1024;
 /// So many mutations take any file away; what does not go is left to the daemon.
