@@ -218,6 +218,7 @@ impl Daemon {
         let jobs =
             Jobs::start(meta.clone(), replicator.clone(), volumes.clone(), &settings, clock.clone()).await?;
         jobs.tend(journal.clone());
+        jobs.pack(volumes.clone());
         Ok(Arc::new(Self {
             settings,
             clock,

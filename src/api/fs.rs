@@ -22,7 +22,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::id::{Ino, SessionId, VolumeId, VolumeKey};
+use crate::id::{BlockId, Ino, SessionId, VolumeId, VolumeKey};
+use crate::name::TextOrBytes;
 use crate::tree::{Key, Mutation, Record, Usage, Want};
 
 /// The most mutations in one batch.
@@ -35,6 +36,10 @@ pub const DIRECTORY_PAGE_MAX: u32 = 4096;
 pub const CHUNKS_PAGE_MAX: u64 = 1024;
 /// The largest block, in bytes.
 pub const BLOCK_SIZE_MAX: usize = 4 << 20;
+/// The most bytes of a block that comes with a batch (docs/decisions/0009-inline-blocks.md).
+pub const INLINE_MAX: usize = 32 << 10;
+/// The most bytes of all blocks that come with one batch, which fits into a body.
+pub const BATCH_INLINE_MAX: usize = 512 << 10;
 /// How many batches of a session may be under way: a sequence number may be used once the one that lies so many
 /// before it has been answered. The daemon keeps as many answers, to give them again.
 pub const SESSION_SLOTS: u64 = 256;
@@ -108,6 +113,21 @@ pub struct Batch {
     /// Regular files that this batch creates and that are delegated to the session from then on ([`DelegationRequest`]).
     #[serde(default)]
     pub delegates: Vec<Ino>,
+    /// Small blocks that come with it, which its mutations may name: they are stored when it is committed.
+    #[serde(default)]
+    pub blocks: Vec<InlineBlock>,
+}
+
+/// A block that comes with a batch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct InlineBlock {
+    /// Its id under the volume's key.
+    #[schema(value_type = String)]
+    pub id: BlockId,
+    /// Its bytes; at most [`INLINE_MAX`].
+    #[serde(with = "crate::name::text_or_bytes")]
+    #[schema(value_type = TextOrBytes)]
+    pub data: Vec<u8>,
 }
 
 /// Takes or returns write delegations (the word is that of NFS version 4, RFC 8881, section 10.4).

@@ -158,7 +158,13 @@ impl Tree {
     /// Has mutations committed as one.
     pub(super) async fn change_all(&mut self, mutations: Vec<Mutation>) -> Result<()> {
         self.sequence += 1;
-        let batch = Batch { sequence: self.sequence, mutations, held: Vec::new(), delegates: Vec::new() };
+        let batch = Batch {
+            sequence: self.sequence,
+            mutations,
+            held: Vec::new(),
+            delegates: Vec::new(),
+            blocks: Vec::new(),
+        };
         self.client.batch(self.grant.session, &batch).await.map(drop)
     }
 

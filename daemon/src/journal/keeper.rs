@@ -83,6 +83,14 @@ impl Shelf {
         (newest.end == place).then_some(Sealed { number, size: newest.size })
     }
 
+    /// The nodes of the open segment, or of the one before while there is none.
+    pub(super) fn newest_nodes(&self) -> &BTreeSet<NodeId> {
+        match self.entries().next_back() {
+            Some((_, newest)) if self.open.is_empty() => &newest.on,
+            _ => &self.open,
+        }
+    }
+
     /// The whole snapshots.
     pub(super) fn snapshots(&self) -> Vec<Sealed> {
         let snapshots = self.all.iter().filter(|(_, shelved)| shelved.header.kind == Kind::Snapshot);

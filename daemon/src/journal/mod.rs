@@ -312,4 +312,8 @@ impl MetaStore for Journal {
         let task = tokio::spawn(async move { inner.commit(guards, writes).await });
         task.await.unwrap_or_else(|error| Err(Error::internal("a commit of the journal").because(error)))
     }
+
+    fn copies(&self) -> Vec<NodeId> {
+        self.0.shelf().newest_nodes().iter().copied().collect()
+    }
 }

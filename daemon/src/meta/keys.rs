@@ -6,6 +6,7 @@
 //! | `a` | where the chain of the audit log ends |
 //! | `b` volume block | [`super::record::Block`]: where its copies are |
 //! | `c` name | the next number of a kind |
+//! | `d` volume block | the bytes of a block that lies in the metadata |
 //! | `e` | the epoch: the number of the daemon's run |
 //! | `f` … | failed logins |
 //! | `g` time volume block | empty: the block may be garbage since then |
@@ -90,6 +91,24 @@ pub fn orphan_prefix(volume: VolumeId) -> Key {
 /// Where a block's copies are.
 pub fn block(volume: VolumeId, id: &BlockId) -> Key {
     key(b'b', &[&volume.0.to_be_bytes(), &id.0])
+}
+
+/// The bytes of a block that lies in the metadata.
+pub fn inline(volume: VolumeId, id: &BlockId) -> Key {
+    key(b'd', &[&volume.0.to_be_bytes(), &id.0])
+}
+
+/// The id in an [`inline`] key.
+pub fn inline_id(key: &[u8]) -> Option<BlockId> {
+    let (_, id) = key.strip_prefix(b"d")?.split_first_chunk::<8>()?;
+    Some(BlockId(id.try_into().ok()?))
+}
+
+/// The [`inline`] keys of a volume: from, to.
+pub fn inline_of_volume(volume: VolumeId) -> (Key, Key) {
+    let prefix = key(b'd', &[&volume.0.to_be_bytes()]);
+    let end = end_of(&prefix);
+    (prefix, end)
 }
 
 /// How often a block is referred to.

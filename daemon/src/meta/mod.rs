@@ -19,6 +19,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use std::fmt::Debug;
 use tandemfs::Result;
+use tandemfs::id::NodeId;
 
 /// A key; keys are ordered by their bytes.
 pub type Key = Vec<u8>;
@@ -63,4 +64,9 @@ pub trait MetaStore: Send + Sync + Debug {
     /// # Errors
     /// `Stale` when a guard does not hold; `NoSpace`; `Unavailable` when the engine cannot be reached or written.
     async fn commit(&self, guards: Vec<Guard>, writes: Vec<Write>) -> Result<()>;
+
+    /// The nodes that a commit is on when it returns; none for an engine that keeps it alone.
+    fn copies(&self) -> Vec<NodeId> {
+        Vec::new()
+    }
 }

@@ -6,6 +6,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
+use tandemfs::id::NodeId;
 use tandemfs::{Error, ErrorKind, Result};
 use tokio::sync::{Notify, oneshot};
 
@@ -141,6 +142,11 @@ impl Meta {
     /// generation drops it.
     pub fn generation(&self) -> u64 {
         self.shared.state().generation
+    }
+
+    /// The nodes that a commit is on when it returns; none for an engine that keeps it alone.
+    pub fn copies(&self) -> Vec<NodeId> {
+        self.shared.store.copies()
     }
 
     /// The engine, for reads.

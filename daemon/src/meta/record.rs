@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tandemfs::clock::Time;
-use tandemfs::id::{Ino, NodeId, SessionId, UserId, VolumeId, VolumeKey};
+use tandemfs::id::{BlockId, Ino, NodeId, SessionId, UserId, VolumeId, VolumeKey};
 use tandemfs::{Error, Result, codec};
 
 const VERSION: u8 = 1;
@@ -68,17 +68,38 @@ pub struct Volume {
     pub removed: bool,
 }
 
-/// Where the copies of a block are. Changed only under the block's lock of the replicator.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Where a block's bytes are. Changed only under the block's lock of the replicator.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Block {
     /// Bytes of data.
     pub size: u32,
-    /// Nodes that are known to have a good copy, in the order of their numbers.
+    /// Where they lie.
+    pub place: Place,
+    /// Nodes that are known to have a good copy of its object, in the order of their numbers; none for a block without one.
     pub replicas: Vec<NodeId>,
+    /// How many blocks lie in this one.
+    pub members: u32,
     /// When it was last stored, in milliseconds since 1970: its grace period begins anew.
     pub stored_ms: u64,
     /// The collector has decided to remove it and may not have finished.
     pub deleting: bool,
+}
+
+/// Where the bytes of a block lie.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Place {
+    /// In an object of its own.
+    #[default]
+    Object,
+    /// In the metadata, under `d`: what came with the commit that named it.
+    Inline,
+    /// In the object of another block of the volume, a pack.
+    Pack {
+        /// The pack.
+        block: BlockId,
+        /// Where in it they begin.
+        offset: u32,
+    },
 }
 
 /// How often the extents of a volume's files refer to a block. Changed only under the volume's lock. A block that was never

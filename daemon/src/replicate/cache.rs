@@ -90,7 +90,7 @@ mod tests {
     use tandemfs::id::{BlockId, VolumeId};
 
     fn block(size: u32) -> Block {
-        Block { size, replicas: Vec::new(), stored_ms: 0, deleting: false }
+        Block { size, ..Block::default() }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use tandemfs::api::files::BlockCounts;
 use tandemfs::id::NodeId;
 
-use crate::meta::record::Block;
+use crate::meta::record::{Block, Place};
 
 /// Blocks and bytes of data in them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,34 +17,62 @@ pub struct Sum {
     pub bytes: u64,
 }
 
+impl Sum {
+    fn add(&mut self, block: &Block) {
+        self.blocks += 1;
+        self.bytes += u64::from(block.size);
+    }
+
+    fn remove(&mut self, block: &Block) {
+        self.blocks = self.blocks.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(u64::from(block.size));
+    }
+}
+
 /// The counts. Blocks that are being deleted are not in them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Census {
+    /// Of objects.
     sets: BTreeMap<Vec<NodeId>, Sum>,
+    /// Of blocks that lie in the metadata.
+    inline: Sum,
 }
 
 impl Census {
     /// Takes note that a block's record was `old` and is `new`.
     pub fn change(&mut self, old: Option<&Block>, new: Option<&Block>) {
-        if let Some(old) = old.filter(|block| !block.deleting)
-            && let Some(sum) = self.sets.get_mut(&old.replicas)
-        {
-            sum.blocks = sum.blocks.saturating_sub(1);
-            sum.bytes = sum.bytes.saturating_sub(u64::from(old.size));
-            if sum.blocks == 0 {
-                self.sets.remove(&old.replicas);
+        if let Some(old) = old.filter(|block| !block.deleting) {
+            match old.place {
+                Place::Object => {
+                    if let Some(sum) = self.sets.get_mut(&old.replicas) {
+                        sum.remove(old);
+                        if sum.blocks == 0 {
+                            self.sets.remove(&old.replicas);
+                        }
+                    }
+                }
+                Place::Inline => self.inline.remove(old),
+                // Its bytes are counted with its pack.
+                Place::Pack { .. } => {}
             }
         }
         if let Some(new) = new.filter(|block| !block.deleting) {
-            let sum = self.sets.entry(new.replicas.clone()).or_default();
-            sum.blocks += 1;
-            sum.bytes += u64::from(new.size);
+            match new.place {
+                Place::Object => self.sets.entry(new.replicas.clone()).or_default().add(new),
+                Place::Inline => self.inline.add(new),
+                Place::Pack { .. } => {}
+            }
         }
+    }
+
+    /// Blocks that lie in the metadata.
+    pub fn inline(&self) -> Sum {
+        self.inline
     }
 
     /// All blocks, those with fewer than `wanted` copies on nodes that `is_healthy`, and those without any.
     pub fn counts(&self, wanted: usize, is_healthy: impl Fn(NodeId) -> bool) -> BlockCounts {
-        let mut counts = BlockCounts::default();
+        let mut counts = BlockCounts { total: self.inline.blocks, ..BlockCounts::default() };
         for (nodes, sum) in &self.sets {
             let healthy = nodes.iter().filter(|node| is_healthy(**node)).count();
             counts.total += sum.blocks;
@@ -85,8 +113,8 @@ mod tests {
                 let new = new.map(|(nodes, size, deleting)| Block {
                     size: u32::from(size),
                     replicas: (0..4).filter(|bit| nodes >> bit & 1 == 1).map(NodeId).collect(),
-                    stored_ms: 0,
                     deleting,
+                    ..Block::default()
                 });
                 census.change(blocks.get(&id), new.as_ref());
                 match new {

@@ -6,14 +6,17 @@
 mod cache;
 mod census;
 mod guard;
+mod inline;
 mod locks;
 mod nodes;
+mod pack;
 pub mod placement;
 mod read;
 mod repair;
 mod spread;
 mod store;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -25,12 +28,13 @@ use tandemfs::{Error, Result};
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::blocks::Room;
-use crate::meta::record::Block;
+use crate::meta::record::{Block, Place};
 use crate::meta::{self, Meta, Write, keys};
 use crate::settings::Settings;
 
 pub use census::{Census, Sum};
 pub use guard::BlockGuard;
+pub(crate) use inline::Inline;
 pub use nodes::{FailedBy, NodeRecord, NodeSetup};
 pub(crate) use nodes::{Node, Nodes};
 pub(crate) use repair::{Check, LIST, Mended};
@@ -142,10 +146,32 @@ impl Replicator {
         Ok(found.into_iter().map(|block| block.filter(|block| !block.deleting)).collect())
     }
 
-    /// Where a block's copies are, and how those nodes are.
-    pub fn replicas_of(&self, block: &Block) -> Vec<Replica> {
+    /// Where the copies of blocks are, and how those nodes are: none of a block that there is not. Those of one that lies in the metadata are
+    /// the journal's.
+    ///
+    /// # Errors
+    /// Those of the engine.
+    pub async fn copies(&self, volume: VolumeId, ids: &[BlockId]) -> Result<Vec<Vec<Replica>>> {
+        let blocks = self.blocks(volume, ids).await?;
+        let packs = blocks.iter().flatten().filter_map(|block| match block.place {
+            Place::Pack { block, .. } => Some(block),
+            _ => None,
+        });
+        let packs: Vec<BlockId> = packs.collect::<BTreeSet<_>>().into_iter().collect();
+        let packed: BTreeMap<_, _> = packs.iter().copied().zip(self.blocks(volume, &packs).await?).collect();
         let state = |id| self.nodes.get(id).map_or(NodeState::Failed, |node| node.state());
-        block.replicas.iter().map(|id| Replica { node_id: *id, state: state(*id) }).collect()
+        let nodes = |block: Block| match block.place {
+            Place::Object => block.replicas,
+            Place::Inline => self.inline_nodes(),
+            Place::Pack { block, .. } => {
+                packed.get(&block).cloned().flatten().map_or_else(Vec::new, |pack| pack.replicas)
+            }
+        };
+        let copies = |block: Option<Block>| {
+            let nodes = block.map_or_else(Vec::new, nodes);
+            nodes.into_iter().map(|id| Replica { node_id: id, state: state(id) }).collect()
+        };
+        Ok(blocks.into_iter().map(copies).collect())
     }
 
     /// How many copies each block is to have.
@@ -308,23 +334,37 @@ impl Replicator {
         (volume, id): (VolumeId, &BlockId),
         old: Option<&Block>,
         new: Option<&Block>,
+        writes: Vec<Write>,
+    ) -> Result<()> {
+        self.change_all(volume, &[(*id, old.cloned(), new.cloned())], writes).await
+    }
+
+    /// The same of several blocks' records, each before and after, in one commit.
+    async fn change_all(
+        &self,
+        volume: VolumeId,
+        changes: &[(BlockId, Option<Block>, Option<Block>)],
         mut writes: Vec<Write>,
     ) -> Result<()> {
-        let key = keys::block(volume, id);
-        writes.push(match new {
-            Some(block) => meta::put(key, block)?,
-            None => meta::remove(key),
-        });
+        for (id, _, new) in changes {
+            let key = keys::block(volume, id);
+            writes.push(match new {
+                Some(block) => meta::put(key, block)?,
+                None => meta::remove(key),
+            });
+        }
         let result = self.meta.commit(Vec::new(), writes).await;
-        if result.is_ok() {
-            self.census().change(old, new);
-            self.cache.change(volume, id, new);
-        } else {
+        for (id, old, new) in changes {
+            if result.is_ok() {
+                self.census().change(old.as_ref(), new.as_ref());
+                self.cache.change(volume, id, new.as_ref());
+                continue;
+            }
             // It may have happened all the same, and only the answer was lost.
             self.cache.change(volume, id, None);
             for _ in 0..LOOKS {
                 if let Ok(now) = self.record(volume, id).await {
-                    self.census().change(old, now.as_ref());
+                    self.census().change(old.as_ref(), now.as_ref());
                     break;
                 }
                 tokio::time::sleep(LOOK).await;
@@ -346,10 +386,10 @@ impl Replicator {
 
     /// Counts all records anew, to be compared with the counts that are kept.
     #[cfg(test)]
-    pub(crate) async fn recount(&self) -> (Census, std::collections::BTreeMap<(VolumeId, BlockId), Block>) {
+    pub(crate) async fn recount(&self) -> (Census, BTreeMap<(VolumeId, BlockId), Block>) {
         let (from, to) = keys::all_blocks();
         let mut census = Census::default();
-        let mut blocks = std::collections::BTreeMap::new();
+        let mut blocks = BTreeMap::new();
         for (key, block) in self.meta.scan::<Block>(&from, &to, 1_000_000).await.unwrap() {
             census.change(None, Some(&block));
             blocks.insert(keys::block_of(&key).unwrap(), block);

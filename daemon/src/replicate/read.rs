@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::placement;
 use super::{HEDGE_READ, Node, Replicator};
-use crate::meta::record::Block;
+use crate::meta::record::{Block, Place};
 use crate::metrics::COUNTERS;
 
 impl Replicator {
@@ -31,15 +31,15 @@ impl Replicator {
         if range.start > range.end || range.end > block.size {
             return Err(Error::out_of_range(format!("{range:?} of a block of {} bytes", block.size)));
         }
-        match self.get_from(volume, &id, &block, &range).await {
+        match self.get_placed(volume, &id, &block, &range).await {
             Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unavailable) => {
                 // Its copies may have been moved or deleted meanwhile.
                 let now = self.record(volume, &id).await?.filter(|block| !block.deleting);
                 let now = now.ok_or_else(|| Error::not_found(format!("block {id}")))?;
-                if now.replicas == block.replicas {
+                if now.replicas == block.replicas && now.place == block.place {
                     Err(error)
                 } else {
-                    self.get_from(volume, &id, &now, &range).await
+                    self.get_placed(volume, &id, &now, &range).await
                 }
             }
             result => result,
@@ -47,7 +47,7 @@ impl Replicator {
     }
 
     /// The object of a block as an open file, for who reads it by itself and checks it; `None` where the best node to read from
-    /// has none. Who finds it bad reads with [`Replicator::get`], which reads around it and heals it.
+    /// has none, and for a block without an object of its own. Who finds it bad reads with [`Replicator::get`], which reads around it and heals it.
     ///
     /// # Errors
     /// `NotFound` when there is no such block.
@@ -57,6 +57,30 @@ impl Replicator {
         match self.order(&id, &block.replicas).first() {
             Some(node) => Ok(self.nodes.file(node, &id).await.unwrap_or(None)),
             None => Ok(None),
+        }
+    }
+
+    /// Reads from where the bytes lie.
+    async fn get_placed(
+        &self,
+        volume: VolumeId,
+        id: &BlockId,
+        block: &Block,
+        range: &Range<u32>,
+    ) -> Result<Bytes> {
+        match block.place {
+            Place::Object => self.get_from(volume, id, block, range).await,
+            Place::Inline => self.read_inline(volume, id, range).await,
+            Place::Pack { block: pack, offset } => {
+                let record = self.blocks(volume, &[pack]).await?.pop().flatten();
+                let within = range.start.saturating_add(offset)..range.end.saturating_add(offset);
+                match record {
+                    Some(record) if within.end <= record.size => {
+                        self.get_from(volume, &pack, &record, &within).await
+                    }
+                    _ => Err(Error::corrupt(format!("block {id}: there is no such pack as {pack}"))),
+                }
+            }
         }
     }
 

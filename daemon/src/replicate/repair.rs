@@ -14,7 +14,7 @@ use super::spread::{Spread, verified};
 use super::{Node, Nodes, Replicator, finished, placement};
 use crate::blocks::BlockStore;
 use crate::meta::keys;
-use crate::meta::record::Block;
+use crate::meta::record::{Block, Place};
 use crate::metrics::COUNTERS;
 use crate::segments::SegmentStore;
 
@@ -101,7 +101,9 @@ impl Replicator {
         let task = tokio::spawn(async move {
             let _lock = this.locks.lock(&id).await;
             match this.record(volume, &id).await? {
-                Some(block) if !block.deleting => this.mend_locked(volume, id, &block, check, joining).await,
+                Some(block) if !block.deleting && block.place == Place::Object => {
+                    this.mend_locked(volume, id, &block, check, joining).await
+                }
                 _ => Ok(Mended::default()),
             }
         });
@@ -305,12 +307,10 @@ impl Replicator {
             let needless = match &block {
                 None => true,
                 Some(block) => {
+                    let is_good = |other: &NodeId| this.nodes.is_healthy(*other) || joining == Some(*other);
                     !block.deleting
                         && !block.replicas.contains(&node.id())
-                        && block
-                            .replicas
-                            .iter()
-                            .any(|other| this.nodes.is_healthy(*other) || joining == Some(*other))
+                        && (block.place != Place::Object || block.replicas.iter().any(is_good))
                 }
             };
             if needless {

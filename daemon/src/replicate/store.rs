@@ -10,7 +10,7 @@ use tandemfs::{Error, Result};
 
 use super::spread::Spread;
 use super::{Replicator, finished};
-use crate::meta::record::Block;
+use crate::meta::record::{Block, Place};
 use crate::meta::{self, keys};
 
 impl Replicator {
@@ -39,6 +39,13 @@ impl Replicator {
         if old.is_some_and(|block| block.size != size) {
             return Err(Error::invalid(format!("block {id} has other data")));
         }
+        if let Some(old) = old.filter(|block| block.place != Place::Object) {
+            let stored_ms = self.now_ms().max(old.stored_ms);
+            let row = meta::put(keys::garbage(stored_ms, volume, &id), &())?;
+            return self
+                .change((volume, &id), Some(old), Some(&Block { stored_ms, ..old.clone() }), vec![row])
+                .await;
+        }
         let recorded = old.map_or(&[][..], |block| &block.replicas);
         let good = self.present(recorded, &id, object.len() as u64).await;
         let damaged: Vec<NodeId> = recorded.iter().copied().filter(|node| !good.contains(node)).collect();
@@ -65,7 +72,9 @@ impl Replicator {
         let away = recorded.iter().copied().filter(|node| !self.nodes.is_reachable(*node));
         let replicas: BTreeSet<NodeId> = result.good.iter().copied().chain(away).collect();
         let stored_ms = self.now_ms().max(old.map_or(0, |block| block.stored_ms));
-        let new = Block { size, replicas: replicas.into_iter().collect(), stored_ms, deleting: false };
+        let members = old.map_or(0, |block| block.members);
+        let replicas = replicas.into_iter().collect();
+        let new = Block { size, place: Place::Object, replicas, members, stored_ms, deleting: false };
         let row = meta::put(keys::garbage(stored_ms, volume, &id), &())?;
         self.change((volume, &id), stored.as_ref(), Some(&new), vec![row]).await
     }

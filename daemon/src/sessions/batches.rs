@@ -1,8 +1,9 @@
 //! Batches of mutations: each is committed once for its sequence number, and answered as often as it is asked for.
 
+use bytes::Bytes;
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use tandemfs::api::fs::{BATCH_MUTATIONS_MAX, Batch, BatchReply, SESSION_SLOTS};
+use tandemfs::api::fs::{BATCH_MUTATIONS_MAX, Batch, BatchReply, INLINE_MAX, SESSION_SLOTS};
 use tandemfs::id::SessionId;
 use tandemfs::tree::Mutation;
 use tandemfs::{Error, Result};
@@ -30,6 +31,8 @@ impl Sessions {
             || batch.mutations.len() > BATCH_MUTATIONS_MAX
             || batch.held.len() > BATCH_MUTATIONS_MAX
             || batch.delegates.len() > BATCH_MUTATIONS_MAX
+            || batch.blocks.len() > BATCH_MUTATIONS_MAX
+            || batch.blocks.iter().any(|block| block.data.len() > INLINE_MAX)
         {
             return Err(Error::invalid("sequence number 0, or too much in one batch"));
         }
@@ -119,12 +122,14 @@ async fn commit_batch(session: &Session, volume: &Arc<Volume>, batch: Batch) -> 
     }
     // Others see the time of a read some seconds later anyway, so no reader waits for a mount that does not answer.
     let quiet = batch.mutations.iter().all(|mutation| matches!(mutation, Mutation::Accessed { .. }));
+    let blocks = batch.blocks.into_iter().map(|block| (block.id, Bytes::from(block.data))).collect();
     let change = Change {
         author: Some(session.id),
         sequence: Some(batch.sequence),
         mutations: Mutations::Fixed(batch.mutations),
         held: batch.held,
         delegates: batch.delegates,
+        blocks,
         quiet,
     };
     volume.commit(change).await

@@ -32,13 +32,22 @@ impl Volume {
     /// # Errors
     /// `Invalid` when it is empty, too large, or not what its id says; `NoSpace`; `Unavailable`.
     pub(crate) async fn put_block(&self, id: BlockId, data: Draft) -> Result<()> {
-        if data.data().is_empty() || data.data().len() > BLOCK_SIZE_MAX {
+        self.check_block(&id, data.data())?;
+        self.shared.replicator.put(self.id, id, data).await
+    }
+
+    /// Checks that bytes are the block of an id.
+    ///
+    /// # Errors
+    /// `Invalid`.
+    pub(super) fn check_block(&self, id: &BlockId, data: &[u8]) -> Result<()> {
+        if data.is_empty() || data.len() > BLOCK_SIZE_MAX {
             return Err(Error::invalid(format!("a block has 1 to {BLOCK_SIZE_MAX} bytes")));
         }
-        if BlockId::of(&self.key, data.data()) != id {
+        if BlockId::of(&self.key, data) != *id {
             return Err(Error::invalid("the block's id is not that of its bytes"));
         }
-        self.shared.replicator.put(self.id, id, data).await
+        Ok(())
     }
 
     /// How many bytes a block has.

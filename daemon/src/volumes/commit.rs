@@ -1,16 +1,20 @@
 //! The one way to change a tree: a batch becomes one commit.
 
+use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tandemfs::api::fs::BatchReply;
-use tandemfs::id::{Ino, SessionId};
+use tandemfs::block::Draft;
+use tandemfs::id::{BlockId, Ino, SessionId};
 use tandemfs::tree::{self, Key, Mutation, Outcome, Record, WorkingSet};
 use tandemfs::{Error, Result};
 use tokio::sync::MutexGuard;
 
 use super::delegations::{RECALLS_MAX, busy};
 use super::volume::{Moment, State, Volume};
+use crate::meta::record::References;
 use crate::meta::{self, Write, keys};
+use crate::replicate::Inline;
 
 /// At most so many chunks of orphans are reaped in one commit: 1 GiB of files.
 pub(super) const REAP_CHUNKS: u32 = 256;
@@ -32,6 +36,8 @@ pub(crate) struct Change<'a> {
     pub(crate) held: Vec<Ino>,
     /// Files that it creates and that are delegated to the author.
     pub(crate) delegates: Vec<Ino>,
+    /// Blocks that come with it, which it may name.
+    pub(crate) blocks: BTreeMap<BlockId, Bytes>,
     /// Others are told but not waited for: nothing that they could be asked about has changed.
     pub(crate) quiet: bool,
 }
@@ -54,6 +60,7 @@ impl<'a> Change<'a> {
             mutations,
             held: Vec::new(),
             delegates: Vec::new(),
+            blocks: BTreeMap::new(),
             quiet: false,
         }
     }
@@ -67,6 +74,7 @@ impl<'a> Change<'a> {
 /// A change that was submitted.
 pub(super) struct Submitted {
     ticket: meta::Ticket,
+    inline: Option<Inline>,
     moment: Moment,
     author: Option<SessionId>,
     reply: BatchReply,
@@ -85,8 +93,17 @@ impl Volume {
     /// Commits a change, tells other sessions, and waits for them. Goes on to the end when the caller goes away.
     ///
     /// # Errors
-    /// Those of the rules; `NotFound` about `block`; `Unavailable` when the engine failed; nothing has changed then.
-    pub(crate) async fn commit(self: &Arc<Self>, change: Change<'_>) -> Result<BatchReply> {
+    /// Those of the rules; `NotFound` about `block`; `Invalid` for a block that its id does not fit to; those of storing one; `Unavailable`
+    /// when the engine failed; nothing has changed then.
+    pub(crate) async fn commit(self: &Arc<Self>, mut change: Change<'_>) -> Result<BatchReply> {
+        for (id, data) in &change.blocks {
+            self.check_block(id, data)?;
+        }
+        if !self.shared.replicator.takes_inline() {
+            for (id, data) in std::mem::take(&mut change.blocks) {
+                self.shared.replicator.put(self.id, id, Draft::of(&data)?).await?;
+            }
+        }
         let submitted = self.submit(change).await?;
         self.finish(submitted).await
     }
@@ -119,7 +136,7 @@ impl Volume {
             };
             let planned = match planned {
                 Ok(mutations) => {
-                    let applied = self.apply(&state, &mut set, &mutations).await;
+                    let applied = self.apply(&state, &mut set, &mutations, &change.blocks).await;
                     if matches!(change.mutations, Mutations::Fixed(_)) {
                         fixed = Some(mutations);
                         applied.map(|()| Vec::new())
@@ -150,8 +167,14 @@ impl Volume {
         Err(busy())
     }
 
-    async fn apply(&self, state: &State, set: &mut WorkingSet, mutations: &[Mutation]) -> Result<()> {
-        self.check_blocks(mutations).await?;
+    async fn apply(
+        &self,
+        state: &State,
+        set: &mut WorkingSet,
+        mutations: &[Mutation],
+        blocks: &BTreeMap<BlockId, Bytes>,
+    ) -> Result<()> {
+        self.check_blocks(mutations, blocks).await?;
         self.preload(state, set, mutations).await?;
         for mutation in mutations {
             self.run(state, set, |set| tree::apply(set, mutation)).await?;
@@ -185,6 +208,18 @@ impl Volume {
             reaped.chain(doomed).filter(|ino| matches!(set.get(&Key::Orphan(*ino)), Ok(Some(_)))).collect();
         let changes = set.into_changes();
         let (references, mut writes) = self.count_references(&state, &changes.references).await?;
+        let inline = if change.blocks.is_empty() {
+            None
+        } else {
+            let (inline, stores) = self.shared.replicator.inline(self.id, &change.blocks).await?;
+            writes.extend(stores);
+            let is_used =
+                |id| references.get(id).is_some_and(|of| of.is_some_and(|of: References| of.count > 0));
+            for (id, stored_ms) in inline.coming().filter(|(id, _)| !is_used(*id)) {
+                writes.push(meta::put(keys::garbage(stored_ms, self.id, id), &())?);
+            }
+            Some(inline)
+        };
         for (key, record) in &changes.records {
             let stored = keys::tree(self.id, key);
             writes.push(match record {
@@ -249,6 +284,7 @@ impl Volume {
         let moment = self.moment(&state);
         Ok(Submitted {
             ticket,
+            inline,
             moment,
             author: change.author,
             reply,
@@ -271,6 +307,7 @@ impl Volume {
         state.submitted(&self.shared.cache, &records, &BTreeMap::new());
         Ok(Submitted {
             ticket,
+            inline: None,
             moment: self.moment(state),
             author: None,
             keys: records.keys().cloned().collect(),
@@ -284,8 +321,15 @@ impl Volume {
 
     /// The part after the lock: waits for stable storage, then for the other sessions.
     async fn complete(&self, submitted: Submitted) -> Result<BatchReply> {
-        let Submitted { ticket, moment, author, reply, keys, orphans, unfinished, reaped, quiet } = submitted;
-        if let Err(error) = ticket.await {
+        let Submitted { ticket, inline, moment, author, reply, keys, orphans, unfinished, reaped, quiet } =
+            submitted;
+        let committed = ticket.await;
+        // Others may wait for these blocks with the volume's lock held.
+        match inline {
+            Some(inline) if committed.is_ok() => inline.committed(),
+            other => drop(other),
+        }
+        if let Err(error) = committed {
             // Drops what builds on it, and wakes who waits for it.
             drop(self.lock().await);
             self.look_again_at(orphans.iter().chain(&unfinished).chain(&reaped)).await;

@@ -103,7 +103,7 @@ impl Volumes {
             return Ok(None);
         };
         let youngest_ms = references.unused_since_ms.max(block.stored_ms);
-        if !block.deleting && references.count > 0 {
+        if !block.deleting && (references.count > 0 || block.members > 0) {
             forget().await?;
             return Ok(None);
         }

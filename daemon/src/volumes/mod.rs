@@ -11,6 +11,7 @@ mod garbage;
 mod homes;
 mod load;
 mod orphans;
+mod packing;
 mod reads;
 mod references;
 mod shares;

@@ -1,6 +1,8 @@
 //! Reference counts: what a batch names must be there, and what nothing names any more may be garbage.
 
 use std::collections::BTreeMap;
+
+use bytes::Bytes;
 use tandemfs::id::BlockId;
 use tandemfs::tree::Mutation;
 use tandemfs::{Error, Result};
@@ -10,11 +12,15 @@ use crate::meta::record::References;
 use crate::meta::{self, Write, keys};
 
 impl Volume {
-    /// Checks that the volume has every block that mutations name, and that the named bytes lie in it.
+    /// Checks that the volume has every block that mutations name, or that it comes with them, and that the named bytes lie in it.
     ///
     /// # Errors
     /// `NotFound` about `block`, also for one that is being deleted: store it again. `Invalid` for bytes outside of it.
-    pub(super) async fn check_blocks(&self, mutations: &[Mutation]) -> Result<()> {
+    pub(super) async fn check_blocks(
+        &self,
+        mutations: &[Mutation],
+        coming: &BTreeMap<BlockId, Bytes>,
+    ) -> Result<()> {
         let mut ends: BTreeMap<BlockId, u64> = BTreeMap::new();
         for mutation in mutations {
             let Mutation::Write { extents, .. } = mutation else { continue };
@@ -26,6 +32,12 @@ impl Volume {
                 *last = end.max(*last);
             }
         }
+        let beyond = || Error::invalid("an extent reaches beyond the end of its block");
+        for (id, data) in coming {
+            if ends.remove(id).is_some_and(|end| end > data.len() as u64) {
+                return Err(beyond());
+            }
+        }
         if ends.is_empty() {
             return Ok(());
         }
@@ -35,7 +47,7 @@ impl Volume {
             match block {
                 None => return Err(Error::not_found("block")),
                 Some(block) if u64::from(block.size) < *end => {
-                    return Err(Error::invalid("an extent reaches beyond the end of its block"));
+                    return Err(beyond());
                 }
                 Some(_) => {}
             }

@@ -7,6 +7,7 @@ mod collect;
 mod heal;
 mod job;
 mod journal;
+mod pack;
 mod probe;
 mod repair;
 mod scrub;
@@ -26,6 +27,7 @@ use tandemfs::api::files::LastScrub;
 use tandemfs::clock::Clock;
 use tandemfs::id::{JobId, NodeId};
 use tandemfs::{Error, Result};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -34,6 +36,7 @@ use crate::meta::{self, Meta, keys};
 use crate::metrics::COUNTERS;
 use crate::replicate::{Mended, Replicator};
 use crate::settings::Settings;
+use crate::volumes::Volumes;
 use job::{JobRecord, Place, Task};
 
 pub use collect::Garbage;
@@ -115,6 +118,11 @@ impl Jobs {
             inner.employ(scrub::Scrubber { inner: inner.clone(), every, started: clock.now() });
         }
         Ok(Arc::new(Self { inner }))
+    }
+
+    /// Has small blocks leave the metadata.
+    pub fn pack(&self, volumes: Arc<Volumes>) {
+        self.inner.employ(pack::Packer { volumes, last: Instant::now() });
     }
 
     /// Has the journal looked after.

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::job::{Place, Task};
 use crate::meta::Meta;
-use crate::meta::record::Block;
+use crate::meta::record::{self, Block};
 use crate::replicate::{Check, LIST, Mended, PAGE, Replicator};
 
 /// Blocks that are worked on at once; each takes up to three times the size of a block in memory.
@@ -81,6 +81,9 @@ impl Walk {
 
     /// Whether a record needs to be looked at, and which of its copies.
     fn check(&self, replicator: &Replicator, block: &Block) -> Option<Check> {
+        if block.place != record::Place::Object {
+            return None;
+        }
         let Some(node) = self.node else { return replicator.is_due(&block.replicas).then_some(Check::None) };
         if block.deleting {
             None

@@ -15,7 +15,8 @@ use serde::de::DeserializeOwned;
 use tandemd::meta::record;
 use tandemd::volumes::files::{RangeAnswer, range_of};
 use tandemfs::api::fs::{
-    Ack, Batch, BatchReply, DelegationRequest, Event, OpenSession, Read, ReadReply, ResumeSession,
+    Ack, Batch, BatchReply, DelegationRequest, Event, InlineBlock, OpenSession, Read, ReadReply,
+    ResumeSession,
 };
 use tandemfs::api::locks::{HeldLock, Lock, LockKind, LockRequest};
 use tandemfs::block::{self, Header};
@@ -135,6 +136,7 @@ fn batch() -> Batch {
         ],
         held: vec![ino],
         delegates: vec![ino],
+        blocks: vec![InlineBlock { id: block, data: b"hello".to_vec() }],
     }
 }
 
@@ -192,7 +194,14 @@ proptest! {
     #[test]
     fn stored_records(damage in damage(), noise in prop::collection::vec(any::<u8>(), 0..200)) {
         bound_memory();
-        let block = record::Block { size: 5, replicas: vec![NodeId(1), NodeId(2)], stored_ms: 3, deleting: false };
+        let block = record::Block {
+            size: 5,
+            place: record::Place::Pack { block: BlockId([7; 32]), offset: 9 },
+            replicas: vec![NodeId(1), NodeId(2)],
+            members: 4,
+            stored_ms: 3,
+            deleting: false,
+        };
         let stored = record::encode(b"key", &block).unwrap();
         prop_assert!(record::decode::<record::Block>(b"key", &stored).is_ok());
         let bytes = damaged(&stored, &damage);

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use tandemd::meta::record::Place;
 use tandemfs::api::admin::FailMode;
 use tandemfs::id::NodeId;
 use tokio::time::{Instant, sleep};
@@ -25,10 +26,10 @@ pub async fn reign(world: Arc<World>, parts: Arc<Parts>) {
         pause(&world, 50, 900).await;
         match world.draw(|random| random.below(100)) {
             0..14 => engine_trouble(&world).await,
-            14..20 => clock_trouble(&world),
-            20..24 => all_look_back(&world),
-            24..32 if world.seed % 8 != 7 => errand(&world, &parts).await,
-            24..70 if world.seed % 8 == 7 => too_much(&world, &parts).await,
+            14..18 => clock_trouble(&world),
+            18..20 => all_look_back(&world),
+            20..32 => errand(&world, &parts).await,
+            32..70 if world.seed % 8 == 7 => too_much(&world, &parts).await,
             _ => node_trouble(&world, &parts).await,
         }
     }
@@ -80,10 +81,11 @@ fn all_look_back(world: &World) {
 /// An admin looks after things without a cause.
 async fn errand(world: &World, parts: &Parts) {
     let node = world.draw(|random| random.pick(&world.nodes).number());
-    let result = match world.draw(|random| random.below(3)) {
-        0 => parts.scrub(node).await,
-        1 => parts.heal().await,
-        _ => parts.collect().await,
+    let result = match world.draw(|random| random.below(6)) {
+        0 => parts.scrub(node).await.map(drop),
+        1 => parts.heal().await.map(drop),
+        2 => parts.collect().await.map(drop),
+        _ => parts.volumes.pack().await.map(drop),
     };
     if let Err(error) = result {
         note!(world.trace, "an errand was refused: {error:?}");
@@ -208,7 +210,8 @@ fn describe(world: &World, without: &[u32]) -> String {
     let mut text = String::new();
     for (id, block) in world.blocks() {
         let good: Vec<u32> = world.nodes.iter().filter(|node| node.has_good(&id)).map(Node::number).collect();
-        if !block.deleting && !good.iter().any(|node| !without.contains(node)) {
+        if block.place == Place::Object && !block.deleting && !good.iter().any(|node| !without.contains(node))
+        {
             text += &format!("{id:?} is recorded on {:?}, and good on {good:?}; ", block.replicas);
         }
     }

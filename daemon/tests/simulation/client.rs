@@ -7,7 +7,9 @@ use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
-use tandemfs::api::fs::{Batch, BatchReply, OpenSession, Read, ReadReply, ResumeSession, SessionGrant};
+use tandemfs::api::fs::{
+    Batch, BatchReply, InlineBlock, OpenSession, Read, ReadReply, ResumeSession, SessionGrant,
+};
 use tandemfs::id::{BlockId, Ino, SessionId, VolumeKey};
 use tandemfs::name::Name;
 use tandemfs::tree::{Key, Kind, Mutation, Record, Want};
@@ -571,7 +573,13 @@ impl Mount {
     }
 
     /// Puts a batch together that will be sent as the next one of the session.
-    pub fn prepare(&self, session: SessionId, mutations: Vec<Mutation>, held: Vec<Ino>) -> bool {
+    pub fn prepare(
+        &self,
+        session: SessionId,
+        mutations: Vec<Mutation>,
+        held: Vec<Ino>,
+        blocks: Vec<InlineBlock>,
+    ) -> bool {
         let mut state = self.client.state();
         let Some(of) = state.session.as_mut().filter(|of| of.id == session) else { return false };
         let sequence = of.sequence;
@@ -582,7 +590,7 @@ impl Mount {
             "client {} session {session} batch {sequence}: {mutations:?}",
             self.client.number
         );
-        state.pending = Some(Batch { sequence, mutations, held, delegates: Vec::new() });
+        state.pending = Some(Batch { sequence, mutations, held, delegates: Vec::new(), blocks });
         state.pending_since = run;
         true
     }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use tandemd::meta::record::Place;
 use tandemd::meta::{keys, record};
 use tandemfs::id::{BlockId, Ino, VolumeId, VolumeKey};
 use tandemfs::tree::{Chunk, Entry, Inode, Kind, Record, Usage};
@@ -170,10 +171,34 @@ impl Count {
         }
         let mut data = BTreeMap::new();
         let blocks = world.blocks();
+        let mut inline = world.engine.rows(b"d").len();
+        let mut members: BTreeMap<BlockId, u32> = BTreeMap::new();
         for (id, block) in &blocks {
-            if block.deleting || !references.contains_key(id) {
+            if block.deleting || !(references.contains_key(id) || block.members > 0) {
                 return Err(format!("{id:?} is not referred to, and has a record: {block:?}"));
             }
+            match block.place {
+                Place::Object => {}
+                Place::Inline => {
+                    let key = keys::inline(home, id);
+                    let rows = world.engine.rows(&key);
+                    let (_, row) = rows.first().ok_or(format!("{id:?} is not in the metadata"))?;
+                    let bytes: serde_bytes::ByteBuf =
+                        record::decode(&key, row).map_err(|error| format!("{error:?}"))?;
+                    if BlockId::of(&record.key, &bytes) != *id {
+                        return Err(format!("{id:?} has other bytes in the metadata"));
+                    }
+                    data.insert(*id, bytes.into_vec().into());
+                    inline -= 1;
+                    self.blocks += 1;
+                    continue;
+                }
+                Place::Pack { block: pack, .. } => {
+                    *members.entry(pack).or_default() += 1;
+                    continue;
+                }
+            }
+            self.blocks += 1;
             if block.replicas.len() != world.settings.replicas as usize {
                 return Err(format!("{id:?} is on {:?}", block.replicas));
             }
@@ -185,7 +210,23 @@ impl Count {
                 *self.copies.entry(node.0).or_default() += 1;
             }
         }
-        self.blocks = blocks.len() as u64;
+        if inline > 0 {
+            return Err(format!("{inline} blocks too many lie in the metadata"));
+        }
+        for (id, block) in &blocks {
+            let counted = members.get(id).copied().unwrap_or(0);
+            if block.members != counted {
+                return Err(format!("{id:?} has {counted} members: {block:?}"));
+            }
+            if let Place::Pack { block: pack, offset } = block.place {
+                let within = offset as usize..(offset + block.size) as usize;
+                let bytes = data.get(&pack).ok_or(format!("there is no pack {pack:?}"))?.slice(within);
+                if BlockId::of(&record.key, &bytes) != *id {
+                    return Err(format!("{id:?} has other bytes in its pack"));
+                }
+                data.insert(*id, bytes);
+            }
+        }
         if let Some(id) = references.keys().find(|id| !data.contains_key(*id)) {
             return Err(format!("{id:?} is referred to, and has no record"));
         }

@@ -176,7 +176,7 @@ async fn make_directories(world: &Arc<World>, parts: &Arc<Parts>) {
                 by: Credentials::default(),
                 time: world.clock.now(),
             };
-            if mount.prepare(session.id, vec![mutation], Vec::new())
+            if mount.prepare(session.id, vec![mutation], Vec::new(), Vec::new())
                 && let Called::Answered(_) = mount.send(&session).await
             {
                 let mut state = client.state();

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+use tandemfs::api::fs::InlineBlock;
 use tandemfs::clock::{Clock, Time};
 use tandemfs::id::{BlockId, Ino, VolumeKey};
 use tandemfs::tree::{Credentials, Key, Mutation, NewNode, Record, RenameMode, SetAttributes, WrittenExtent};
@@ -146,8 +147,11 @@ impl Mount {
         let Some(session) = self.session().await else { return };
         let Some(ino) = self.new_ino(&session).await else { return };
         let Some(change) = self.think(ino) else { return };
+        let mut inline = Vec::new();
         for block in &change.blocks {
-            if !self.put_block(&session, block).await {
+            if self.client.state().random.chance(500) {
+                inline.push(InlineBlock { id: BlockId::of(&session.key, block), data: block.to_vec() });
+            } else if !self.put_block(&session, block).await {
                 return;
             }
         }
@@ -156,7 +160,7 @@ impl Mount {
             self.breathe(3500).await;
         }
         let held = change.held.iter().map(|(ino, _)| *ino).collect();
-        if !self.prepare(session.id, change.mutations, held) {
+        if !self.prepare(session.id, change.mutations, held, inline) {
             return;
         }
         let held = change.held.into_iter().map(|(ino, content)| (ino, Some(content)));
@@ -358,7 +362,7 @@ impl Mount {
         let Some(session) = self.session().await else { return };
         let Some(ino) = self.client.state().held.keys().next().copied() else { return };
         self.client.state().held.remove(&ino);
-        if !self.prepare(session.id, vec![Mutation::Reap { ino, chunks: 4 }], Vec::new()) {
+        if !self.prepare(session.id, vec![Mutation::Reap { ino, chunks: 4 }], Vec::new(), Vec::new()) {
             return;
         }
         // Nothing that anybody sees changes.

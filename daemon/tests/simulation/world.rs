@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use tandemd::meta::record::{self, Block};
+use tandemd::meta::record::{self, Block, Place};
 use tandemd::settings::Settings;
 use tandemfs::api::fs::BatchReply;
 use tandemfs::clock::ManualClock;
@@ -189,7 +189,9 @@ impl World {
                 !nodes.contains(&node.number()) && matches!(node.mode(), Mode::Well | Mode::Slow(_))
             })
             .collect();
-        let is_safe = |id: &BlockId| left.iter().any(|node| node.has_good(id));
+        let is_safe = |id: &BlockId, block: &Block| {
+            block.deleting || block.place != Place::Object || left.iter().any(|node| node.has_good(id))
+        };
         // And the metadata: what these nodes have of the journal, another one has as well.
         let without = self.nodes.iter().filter(|node| nodes.contains(&node.number()));
         let held: Vec<_> = left.iter().map(|node| node.segments()).collect();
@@ -197,7 +199,7 @@ impl World {
             held.iter().any(|held| held.get(number).is_some_and(|other| other.len() >= bytes.len()))
         };
         !left.is_empty()
-            && self.blocks().iter().all(|(id, block)| block.deleting || is_safe(id))
+            && self.blocks().iter().all(|(id, block)| is_safe(id, block))
             && without.flat_map(|node| node.segments()).all(|(number, bytes)| is_elsewhere((&number, &bytes)))
     }
 }

@@ -124,7 +124,7 @@ impl Accesses {
             return;
         }
         let mutations = batch.iter().map(|(ino, access)| access.mutation(*ino)).collect();
-        let result = self.session.commit_in(Some(session), mutations, None).await;
+        let result = self.session.commit_in(Some(session), mutations).await;
         {
             let mut noted = self.lock();
             for (ino, _) in &batch {

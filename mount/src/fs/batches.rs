@@ -1,6 +1,6 @@
 //! Batches of mutations: numbered, sent again until they are answered, applied once.
 
-use tandemfs::api::fs::{Batch, BatchReply, SESSION_SLOTS};
+use tandemfs::api::fs::{Batch, BatchReply, InlineBlock, SESSION_SLOTS};
 use tandemfs::id::{Ino, SessionId};
 use tandemfs::tree::{Key, Mutation, NewNode, Record};
 use tandemfs::{Error, ErrorKind, Result};
@@ -45,7 +45,7 @@ impl Session {
     /// Those of the rules; `TimedOut` when nobody can say whether the batch was applied, also because the session has ended;
     /// `SessionEnded` when the session ended before a [`Mutation::Create`], whose inode number is not ours any more.
     pub async fn commit(&self, mutations: Vec<Mutation>, victim: Option<Ino>) -> Result<BatchReply> {
-        self.commit_in(None, mutations, victim).await
+        self.commit_batch(None, mutations, Vec::new(), victim).await
     }
 
     /// The same, but if `only` is given, in that session or not at all: what was written under a lock counts while the lock is held.
@@ -56,6 +56,28 @@ impl Session {
         &self,
         only: Option<SessionId>,
         mutations: Vec<Mutation>,
+    ) -> Result<BatchReply> {
+        self.commit_batch(only, mutations, Vec::new(), None).await
+    }
+
+    /// The same, with blocks that the mutations name.
+    ///
+    /// # Errors
+    /// As [`Session::commit_in`].
+    pub(super) async fn commit_with(
+        &self,
+        only: Option<SessionId>,
+        mutations: Vec<Mutation>,
+        blocks: Vec<InlineBlock>,
+    ) -> Result<BatchReply> {
+        self.commit_batch(only, mutations, blocks, None).await
+    }
+
+    async fn commit_batch(
+        &self,
+        only: Option<SessionId>,
+        mutations: Vec<Mutation>,
+        blocks: Vec<InlineBlock>,
         victim: Option<Ino>,
     ) -> Result<BatchReply> {
         let again = mutations.iter().all(|mutation| {
@@ -85,7 +107,7 @@ impl Session {
         let mut tries = Tries::begin();
         let mut uncertain = false;
         let _removal = victim.map(|ino| self.opens.removing(ino));
-        let mut batch = Batch { sequence: 0, mutations, held: Vec::new(), delegates };
+        let mut batch = Batch { sequence: 0, mutations, held: Vec::new(), delegates, blocks };
         'session: loop {
             let slot = self.slot(tries.start + self.offline_timeout).await?;
             if only.is_some_and(|only| only != slot.id) {

@@ -1,4 +1,4 @@
-//! Makes what was written part of its file: by a `Write` mutation, once its blocks are on the nodes.
+//! Makes what was written part of its file: by a `Write` mutation, once its blocks are on the nodes or with those that are small.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use tandemfs::tree::{Key, Mutation, Want};
 use tandemfs::{Error, ErrorKind, Result};
 use tokio::time::{Instant, sleep};
 
-use super::data::Data;
+use super::data::{Data, Then};
 use super::file_data::{Base, FileData, Next, next_write};
 use super::written;
 
@@ -30,12 +30,12 @@ impl Data {
     ) -> Result<Option<BatchReply>> {
         let _order = file.commit.lock().await;
         if all {
-            self.seal(file, None);
+            self.seal(file, None, Then::Commit);
             self.uploads_done(file).await;
         }
         let mut then = then;
         let only = file.lock().only.or(self.session.locks.session_of(file.ino));
-        while let Some(Next { count, write, last }) = next_write(file) {
+        while let Some(Next { count, write, blocks, last }) = next_write(file) {
             let session = self.check_base(file).await?;
             let in_session = only.or(session);
             let mut mutations = vec![write.clone()];
@@ -43,11 +43,11 @@ impl Data {
                 mutations.push(then.clone());
             }
             let both = mutations.len() > 1;
-            let mut result = self.session.commit_in(in_session, mutations, None).await;
+            let mut result = self.session.commit_with(in_session, mutations, blocks.clone()).await;
             let mut alone = false;
             if both && result.as_ref().is_err_and(|error| !error.kind().is_retryable()) {
                 // Which of the two was refused? The data must not suffer for the other.
-                result = self.session.commit_in(in_session, vec![write], None).await;
+                result = self.session.commit_with(in_session, vec![write], blocks).await;
                 alone = true;
             }
             let is_stale = result.as_ref().is_err_and(|error| error.kind() == ErrorKind::Stale);
@@ -84,7 +84,7 @@ impl Data {
             }
         }
         match then.take() {
-            Some(then) => self.session.commit_in(only, vec![then], None).await.map(Some),
+            Some(then) => self.session.commit_in(only, vec![then]).await.map(Some),
             None => Ok(None),
         }
     }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tandemfs::api::fs::INLINE_MAX;
 use tandemfs::clock::Clock;
 use tandemfs::id::{BlockId, Ino};
 use tandemfs::tree::{CHUNK_SIZE, FILE_SIZE_MAX};
@@ -186,7 +187,7 @@ impl Data {
             }
         }
         for chunk in full {
-            self.seal(file, Some(chunk));
+            self.seal(file, Some(chunk), Then::More);
         }
         true
     }
@@ -199,7 +200,7 @@ impl Data {
             // Everything that waits to grow is sent, so that it makes room.
             let files: Vec<_> = self.files().values().cloned().collect();
             for file in files {
-                self.seal(&file, None);
+                self.seal(&file, None, Then::More);
             }
             if !wait {
                 return None;
@@ -211,8 +212,9 @@ impl Data {
         }
     }
 
-    /// Cuts a block out of the buffer of one chunk, or of each, and has it uploaded.
-    pub(super) fn seal(self: &Arc<Self>, file: &Arc<FileData>, chunk: Option<u64>) {
+    /// Cuts a block out of the buffer of one chunk, or of each, and has it uploaded, unless it is small enough to come with a commit that
+    /// follows.
+    pub(super) fn seal(self: &Arc<Self>, file: &Arc<FileData>, chunk: Option<u64>, then: Then) {
         let mut state = file.lock();
         let chunks: Vec<u64> = match chunk {
             Some(chunk) => vec![chunk],
@@ -223,15 +225,18 @@ impl Data {
             let (data, parts) = dirty.buffer.assemble();
             state.number += 1;
             let number = state.number;
+            let is_inline = then == Then::Commit && data.len() <= INLINE_MAX;
             state.staged.push_back(Staged {
                 number,
                 chunk,
                 parts,
                 data: Some(data.clone()),
-                block: None,
+                block: is_inline.then(|| BlockId::of(&self.session.grant().key, &data)),
                 permit: dirty.permit,
             });
-            tokio::spawn(Arc::clone(self).upload(Arc::clone(file), number, data));
+            if !is_inline {
+                tokio::spawn(Arc::clone(self).upload(Arc::clone(file), number, data));
+            }
         }
     }
 
@@ -274,6 +279,15 @@ impl Data {
             });
         }
     }
+}
+
+/// What comes after blocks were cut.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Then {
+    /// More may be written before anything is committed.
+    More,
+    /// They are committed at once.
+    Commit,
 }
 
 /// Whether a file may be as long as a write would make it.

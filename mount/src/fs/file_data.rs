@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use tandemfs::api::fs::{BATCH_INLINE_MAX, InlineBlock};
 use tandemfs::clock::Time;
 use tandemfs::id::{BlockId, Ino, SessionId};
 use tandemfs::tree::{CHUNK_SIZE, Inode, Mutation, WrittenExtent};
@@ -73,14 +74,14 @@ pub(super) struct Dirty {
     pub(super) permit: Option<OwnedSemaphorePermit>,
 }
 
-/// A block on its way, or uploaded and not part of the file yet.
+/// A block that is not part of the file yet: on its way to the nodes, there, or to come with the commit.
 pub(super) struct Staged {
     pub(super) number: u64,
     pub(super) chunk: u64,
     pub(super) parts: Vec<Part>,
-    /// Until it is uploaded.
+    /// Until it is uploaded, or committed with its data.
     pub(super) data: Option<Bytes>,
-    /// From then on.
+    /// Once it can be committed.
     pub(super) block: Option<BlockId>,
     pub(super) permit: Option<OwnedSemaphorePermit>,
 }
@@ -207,6 +208,8 @@ pub(super) struct Next {
     pub(super) count: usize,
     /// The mutation that does it.
     pub(super) write: Mutation,
+    /// What comes with it.
+    pub(super) blocks: Vec<InlineBlock>,
     /// Nothing is staged behind it.
     pub(super) last: bool,
 }
@@ -214,11 +217,19 @@ pub(super) struct Next {
 pub(super) fn next_write(file: &FileData) -> Option<Next> {
     let state = file.lock();
     let mut extents: Vec<WrittenExtent> = Vec::new();
-    let (mut count, mut end) = (0, 0);
+    let mut blocks: Vec<InlineBlock> = Vec::new();
+    let (mut count, mut end, mut bytes) = (0, 0, 0);
     for staged in &state.staged {
         let Some(block) = staged.block else { break };
         if !extents.is_empty() && extents.len() + staged.parts.len() > EXTENTS_MAX {
             break;
+        }
+        if let Some(data) = &staged.data {
+            bytes += data.len();
+            if bytes > BATCH_INLINE_MAX && !extents.is_empty() {
+                break;
+            }
+            blocks.push(InlineBlock { id: block, data: data.to_vec() });
         }
         let base = staged.chunk * CHUNK_SIZE;
         extents.extend(staged.parts.iter().map(|part| WrittenExtent {
@@ -235,5 +246,5 @@ pub(super) fn next_write(file: &FileData) -> Option<Next> {
     }
     let (clear_privileges, time) = (state.clear_privileges, state.time.unwrap_or_default());
     let write = Mutation::Write { ino: file.ino, extents, size: end, clear_privileges, time };
-    Some(Next { count, write, last: count == state.staged.len() })
+    Some(Next { count, write, blocks, last: count == state.staged.len() })
 }

@@ -346,7 +346,7 @@ impl Fs {
             }
             None => {
                 let only = self.session.locks.session_of(ino);
-                Some(self.of_inode(ino, self.session.commit_in(only, vec![mutation], None).await)?)
+                Some(self.of_inode(ino, self.session.commit_in(only, vec![mutation]).await)?)
             }
         };
         let inode = match reply.as_ref().and_then(|reply| written(reply, ino)) {

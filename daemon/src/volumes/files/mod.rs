@@ -165,13 +165,7 @@ impl Volume {
 
     /// Where the copies of some blocks are.
     async fn places(&self, blocks: &[BlockId]) -> Result<Vec<Vec<Replica>>> {
-        let replicator = &self.shared.replicator;
-        let records = replicator.blocks(self.id, blocks).await?;
-        let places = records.into_iter().map(|record| match record {
-            Some(record) => replicator.replicas_of(&record),
-            None => Vec::new(),
-        });
-        Ok(places.collect())
+        self.shared.replicator.copies(self.id, blocks).await
     }
 
     /// The least number of copies on healthy nodes that any of some blocks has, and at most `wanted`.

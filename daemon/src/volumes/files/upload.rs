@@ -2,10 +2,10 @@
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use tandemfs::api::files::File;
-use tandemfs::api::fs::BLOCK_SIZE_MAX;
+use tandemfs::api::fs::{BLOCK_SIZE_MAX, INLINE_MAX};
 use tandemfs::block::Draft;
 use tandemfs::id::{BlockId, Ino};
 use tandemfs::name::Name;
@@ -118,7 +118,11 @@ impl Upload {
     /// # Errors
     /// As [`Volumes::upload`] and [`Upload::write`]; `QuotaExceeded`; nothing has changed then.
     pub async fn finish(mut self) -> Result<File> {
-        if !self.buffer.data().is_empty() {
+        let mut inline = BTreeMap::new();
+        if (1..=INLINE_MAX).contains(&self.buffer.data().len()) {
+            let data = Bytes::copy_from_slice(self.buffer.data());
+            inline.insert(self.add(self.buffer.data().len(), BlockId::of(&self.volume.key, &data)), data);
+        } else if !self.buffer.data().is_empty() {
             self.store().await?;
         }
         while let Some(stored) = self.storing.pop_front() {
@@ -161,9 +165,10 @@ impl Upload {
             mutations.push(Mutation::SetDigest { ino, content, sha256: sha256.clone() });
             Ok(mutations)
         });
-        let blocks = extents.iter().map(|extent| extent.block);
+        // One that comes with the commit has as many copies as are wanted.
+        let blocks = extents.iter().map(|extent| extent.block).filter(|block| !inline.contains_key(block));
         let replicas = volume.least_copies(&blocks.collect::<Vec<_>>(), self.replicas).await?;
-        let reply = volume.commit(change).await?;
+        let reply = volume.commit(Change { blocks: inline, ..change }).await?;
         let made = reply.records.into_iter().find_map(|(_, record)| match record {
             Some(tandemfs::tree::Record::Inode(inode)) if inode.ino == ino => Some(*inode),
             _ => None,
@@ -182,10 +187,7 @@ impl Upload {
         let permit = Arc::clone(&self.limit).acquire_owned().await;
         let permit = permit.map_err(|_| Error::unavailable("the daemon is stopping"))?;
         let data = std::mem::take(&mut self.buffer);
-        let block = BlockId::of(&self.volume.key, data.data());
-        let length = data.data().len() as u64;
-        let offset = self.extents.last().map_or(0, |last| last.offset + last.length);
-        self.extents.push(WrittenExtent { offset, length, block, block_offset: 0 });
+        let block = self.add(data.data().len(), BlockId::of(&self.volume.key, data.data()));
         let volume = Arc::clone(&self.volume);
         self.storing.push_back(tokio::spawn(async move {
             let stored = volume.shared.replicator.put(volume.id, block, data).await;
@@ -193,6 +195,15 @@ impl Upload {
             stored
         }));
         Ok(())
+    }
+}
+
+impl Upload {
+    /// The file goes on with a block.
+    fn add(&mut self, length: usize, block: BlockId) -> BlockId {
+        let offset = self.extents.last().map_or(0, |last| last.offset + last.length);
+        self.extents.push(WrittenExtent { offset, length: length as u64, block, block_offset: 0 });
+        block
     }
 }
 

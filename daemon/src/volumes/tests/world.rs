@@ -104,7 +104,11 @@ impl World {
         mutations: Vec<Mutation>,
     ) -> Result<BatchReply> {
         self.sessions
-            .batch(&self.caller, id, Batch { sequence, mutations, held: Vec::new(), delegates: Vec::new() })
+            .batch(
+                &self.caller,
+                id,
+                Batch { sequence, mutations, held: Vec::new(), delegates: Vec::new(), blocks: Vec::new() },
+            )
             .await
     }
 

@@ -67,6 +67,9 @@ impl State {
 impl Daemon {
     /// Commits on behalf of a session, and tells the others.
     pub(super) async fn commit(&self, id: SessionId, batch: &Batch) -> Result<BatchReply> {
+        for block in &batch.blocks {
+            self.store(block.id, block.data.clone().into()).await?;
+        }
         let end = lease_end();
         let (reply, waits) = loop {
             let acknowledged = self.acknowledged.notified();
