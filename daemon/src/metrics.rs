@@ -75,6 +75,9 @@ metrics! {
         heal_failures: Counter = "heal_failures", "Blocks whose healing or repair has failed";
         node_failures: Family<OfNode, Counter> = "node_failures", "How often a node was taken out of service because of errors";
         sync_failures: Counter = "sync_failures", "Syncs of a node's disk that have failed; the node takes no more changes";
+        commits: Counter = "commits", "Commits of metadata to the journal, each with all the changes that waited for it";
+        commit_append_us: Counter = "commit_append_microseconds", "Time that commits took to be on stable storage on the nodes";
+        commit_apply_us: Counter = "commit_apply_microseconds", "Time that commits took to be written to the engine afterwards";
         commit_failures: Counter = "commit_failures", "Commits of metadata that have failed";
         sessions_fenced: Counter = "sessions_fenced", "Sessions of mounts that were silent for their lease";
         jobs_failed: Counter = "jobs_failed", "Background jobs that have failed";

@@ -28,11 +28,13 @@ use async_trait::async_trait;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 use tandemfs::clock::Clock;
 use tandemfs::id::NodeId;
 use tandemfs::{Error, ErrorKind, Result};
 
 use crate::meta::{Guard, Key, MetaStore, Value, Write, keys};
+use crate::metrics::COUNTERS;
 use format::{Entry, Place};
 use keeper::Shelf;
 use nodes::Nodes;
@@ -242,6 +244,10 @@ async fn begin_anew(engine: &Arc<dyn MetaStore>, journal: u64) -> Result<Standin
     Ok(standing)
 }
 
+fn microseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
 impl Inner {
     fn shelf(&self) -> MutexGuard<'_, Shelf> {
         self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
@@ -269,11 +275,17 @@ impl Inner {
         }
         let position = writer.place().position + 1;
         let entry = Entry::Commit { position, time_ms: self.now_ms(), writes };
+        let began = Instant::now();
         let place = self.append(&mut writer, &entry).await?;
+        let appended = Instant::now();
         let standing = Standing { journal: self.id, place, segment: writer.segment() };
         let Entry::Commit { mut writes, .. } = entry else { return Err(Error::internal("not a commit")) };
         writes.push(replay::stands(&standing)?);
-        let Err(error) = self.engine.commit(Vec::new(), writes).await else { return Ok(()) };
+        let applied = self.engine.commit(Vec::new(), writes).await;
+        COUNTERS.commits.inc();
+        COUNTERS.commit_append_us.inc_by(microseconds(appended - began));
+        COUNTERS.commit_apply_us.inc_by(microseconds(appended.elapsed()));
+        let Err(error) = applied else { return Ok(()) };
         // It is said to have failed, so it must not come back.
         let cancel = Entry::Cancel { position: position + 1 };
         if let Err(cause) = self.append(&mut writer, &cancel).await {

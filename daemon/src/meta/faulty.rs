@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tandemfs::id::NodeId;
 use tandemfs::{Error, ErrorKind, Result};
 
 use super::{Guard, Key, MetaStore, Value, Write};
@@ -34,6 +35,7 @@ struct State {
     fail_reads: u64,
     commit_delay: Duration,
     read_delay: Duration,
+    copies: u32,
 }
 
 /// How many calls there were, those that failed included.
@@ -84,10 +86,15 @@ impl Switches {
         (state.read_delay, state.commit_delay) = (reads, commits);
     }
 
+    /// Has the engine say that its commits are on the nodes from 1 to this one.
+    pub fn say_copies(&self, copies: u32) {
+        self.state().copies = copies;
+    }
+
     /// Ends all faults and delays; the counts stay.
     pub fn heal(&self) {
         let mut state = self.state();
-        *state = State { counts: state.counts, ..State::default() };
+        *state = State { counts: state.counts, copies: state.copies, ..State::default() };
     }
 
     /// How many calls there were.
@@ -152,6 +159,10 @@ impl MetaStore for FaultyStore {
                 error(ErrorKind::Unavailable)
             }
         }
+    }
+
+    fn copies(&self) -> Vec<NodeId> {
+        (1..=self.switches.state().copies).map(NodeId).collect()
     }
 }
 

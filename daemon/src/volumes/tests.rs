@@ -3,5 +3,6 @@
 mod changes;
 mod collecting;
 mod files;
+mod inline;
 mod shares;
 pub(crate) mod world;
