@@ -36,7 +36,7 @@ pub const DIRECTORY_PAGE_MAX: u32 = 4096;
 pub const CHUNKS_PAGE_MAX: u64 = 1024;
 /// The largest block, in bytes.
 pub const BLOCK_SIZE_MAX: usize = 4 << 20;
-/// The most bytes of a block that comes with a batch (docs/decisions/0009-inline-blocks.md).
+/// The most bytes of a block that comes with a batch (docs/decisions/0010-inline-blocks.md).
 pub const INLINE_MAX: usize = 32 << 10;
 /// The most bytes of all blocks that come with one batch, which fits into a body.
 pub const BATCH_INLINE_MAX: usize = 512 << 10;
