@@ -56,6 +56,14 @@ impl Time {
         Self { seconds: millis.div_euclid(1000), nanos }
     }
 
+    /// Reads RFC 3339, with any offset; `None` for anything else.
+    pub fn from_rfc3339(text: &str) -> Option<Self> {
+        let stamp: jiff::Timestamp = text.parse().ok()?;
+        let nanos = stamp.as_nanosecond();
+        let seconds = i64::try_from(nanos.div_euclid(1_000_000_000)).ok()?;
+        Some(Self { seconds, nanos: u32::try_from(nanos.rem_euclid(1_000_000_000)).ok()? })
+    }
+
     /// RFC 3339 in UTC with nanoseconds, as the API writes times; what is outside of the years that it can
     /// write is clamped.
     pub fn to_rfc3339(self) -> String {

@@ -143,7 +143,7 @@ async fn open_journal(
         copies: settings.replicas as usize,
         min_copies: settings.min_replicas as usize,
         snapshot_bytes: SNAPSHOT_BYTES,
-        keep_ms: 0,
+        keep_ms: i64::try_from(settings.restore_window_s).unwrap_or(i64::MAX).saturating_mul(1000),
         new_journal: rand::random(),
     };
     Journal::open(engine, nodes.iter().map(node).collect(), rules, clock).await

@@ -11,9 +11,9 @@ use tandemfs::clock::Time;
 use tandemfs::id::NodeId;
 use tandemfs::{Error, Result};
 
-use crate::blocks::disk::DiskStore;
+use crate::blocks::disk::{DiskStore, sync_directory};
 use crate::daemon::take;
-use crate::journal::{Journal, JournalNode};
+use crate::journal::{Journal, JournalNode, Until};
 use crate::meta::sqlite::SqliteStore;
 use crate::segments::disk::DiskSegments;
 
@@ -29,6 +29,18 @@ pub struct Restore {
     pub from: Vec<PathBuf>,
     /// What is missing is left out, and all that came after it.
     pub accept_loss: bool,
+    /// What came after that is left out as well.
+    pub until: Until,
+}
+
+/// A time as RFC 3339 has it, or the number of a commit.
+fn parse_until(text: &str) -> std::result::Result<Until, String> {
+    if let Ok(position) = text.parse() {
+        return Ok(Until::Entry(position));
+    }
+    let time = Time::from_rfc3339(text)
+        .ok_or("neither a time like 2026-11-30T08:15:00Z nor the number of a commit")?;
+    Ok(Until::Time(time.as_millis()))
 }
 
 /// The command line.
@@ -48,6 +60,13 @@ pub fn command() -> Command {
                 .action(ArgAction::SetTrue)
                 .help("Leave out commits that are on none of them, and all later ones"),
         )
+        .arg(
+            Arg::new("until")
+                .long("until")
+                .value_name("TIME|COMMIT")
+                .value_parser(parse_until)
+                .help("Leave out what came after a moment; the nodes' journals are put aside"),
+        )
 }
 
 impl Restore {
@@ -57,11 +76,12 @@ impl Restore {
             data: matches.get_one::<PathBuf>("data").cloned().unwrap_or_default(),
             from: matches.get_many::<PathBuf>("from").unwrap_or_default().cloned().collect(),
             accept_loss: matches.get_flag("accept_loss"),
+            until: matches.get_one("until").copied().unwrap_or(Until::End),
         }
     }
 
-    /// Does it, and says in sentences for people what was done. The nodes' directories are not changed; the new data directory has links to
-    /// those that lie elsewhere.
+    /// Does it, and says in sentences for people what was done. The nodes' directories are not changed, but when a moment of the past is
+    /// restored: their journals are put aside then. The new data directory has links to those that lie elsewhere.
     ///
     /// # Errors
     /// `AlreadyExists` when there is metadata; `Busy` when a daemon uses one of the directories; `Invalid` for one that is no node's;
@@ -92,12 +112,17 @@ impl Restore {
         let draft = self.data.join("meta.db.restoring");
         remove(&draft)?;
         let engine = SqliteStore::open(&draft)?;
-        let restored = Journal::restore(&engine, sources, self.accept_loss).await?;
+        let restored =
+            Journal::restore(&engine, sources, self.accept_loss, self.until, rand::random()).await?;
         drop(engine);
         for suffix in ["-wal", ""] {
             if beside(&draft, suffix).exists() {
                 std::fs::rename(beside(&draft, suffix), beside(&database, suffix))?;
             }
+        }
+        if self.until != Until::End {
+            // Only now: until then the nodes have all that there is.
+            nodes.values().try_for_each(|directory| put_aside(directory, restored.position))?;
         }
         let links = self.link(&nodes)?;
         let mut text = format!("restored up to commit {}", restored.position);
@@ -125,6 +150,20 @@ impl Restore {
         }
         Ok(nodes.keys().map(ToString::to_string).collect::<Vec<_>>().join(", "))
     }
+}
+
+/// Keeps a node's journal under another name.
+fn put_aside(node: &Path, position: u64) -> Result<()> {
+    let names = (0_u32..).map(|number| match number {
+        0 => format!("journal.until-{position}"),
+        number => format!("journal.until-{position}-{number}"),
+    });
+    let mut free = names.map(|name| node.join(name)).skip_while(|path| path.exists());
+    if let Some(path) = free.next() {
+        std::fs::rename(node.join("journal"), path)?;
+    }
+    sync_directory(node)?;
+    Ok(())
 }
 
 fn beside(path: &Path, suffix: &str) -> PathBuf {

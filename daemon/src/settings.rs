@@ -34,6 +34,9 @@ pub struct Settings {
     pub lease_ms: u64,
     /// Nothing collects a block within so many seconds after it was last stored or named.
     pub grace_s: u64,
+    /// For so many seconds back `tandemd restore --until` can bring back any moment: nothing collects a block, and no part of the journal is
+    /// removed, that is needed for it.
+    pub restore_window_s: u64,
     /// How often garbage is collected, in seconds.
     pub collect_interval_s: u64,
     /// How long a node may be failed before its copies are made anew on others, in seconds.
@@ -93,6 +96,7 @@ impl Default for Settings {
             token_ttl_s: 900,
             lease_ms: 15_000,
             grace_s: 600,
+            restore_window_s: 0,
             collect_interval_s: 60,
             heal_delay_s: 600,
             scrub_interval_s: 7 * 86_400,

@@ -170,3 +170,35 @@ fn restore_builds_a_data_directory_around_nodes() {
     let (done, said) = restore(&cluster.root().join("third"), &format!("--from {one} {three}"));
     assert!(done, "{said}");
 }
+
+#[test]
+fn a_moment_of_the_past_is_brought_back() {
+    let outside = tempfile::TempDir::with_prefix("tandem-it-").unwrap();
+    let settings = "grace_s = 1\ncollect_interval_s = 1\nrestore_window_s = 3600\n";
+    let mut cluster = Cluster::at(outside.path(), &["--config", &super::damage::config(settings)]);
+    let mount = cluster.mount("m");
+    sh(mount.path(), "echo small > small; head -c 3000000 /dev/zero | tr '\\0' x > large; sync");
+    let moment = sh(mount.path(), "date -u +%Y-%m-%dT%H:%M:%S.%NZ");
+    // What is deleted, overwritten and collected since would be gone without a window.
+    sh(
+        mount.path(),
+        "echo other > small; rm large; echo later > later; sync; sleep 4; echo again > small; sync",
+    );
+    mount.unmount();
+    cluster.stop();
+    let new = cluster.root().join("new/data");
+    let nodes = [1, 2, 3].map(|number| cluster.node(number).display().to_string()).join(" ");
+    let (done, said) = restore(&new, &format!("--until yesterday --from {nodes}"));
+    assert!(!done && said.contains("neither a time"), "{said}");
+    let (done, said) = restore(&new, &format!("--until {} --from {nodes}", moment.trim()));
+    assert!(done && said.contains("restored up to commit"), "{said}");
+    let restored = Cluster::at(new.parent().unwrap(), &["--lease-ms", "3000"]);
+    let mount = restored.mount("again");
+    sh(
+        mount.path(),
+        "[ \"$(cat small)\" = small ] && [ $(tr -d x < large | wc -c) = 0 ] && [ $(stat -c %s large) = 3000000 ]",
+    );
+    sh(mount.path(), "[ ! -e later ] && echo new > new && sync");
+    mount.unmount();
+    restored.wait_healthy();
+}

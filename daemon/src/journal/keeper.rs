@@ -15,6 +15,8 @@ use super::{Inner, Journal};
 
 /// So many whole snapshots are kept, if not more of them are asked for.
 const SNAPSHOTS: usize = 2;
+/// Of the time that one can go back, snapshots are kept this part of it apart.
+const BETWEEN: i64 = 4;
 /// Each start begins a segment, so there may be many that are short: a snapshot is also made when so many follow the last one.
 const SEGMENTS: usize = 64;
 /// What nodes have is looked at anew after so many rounds.
@@ -121,18 +123,31 @@ impl Shelf {
             .map(|(number, shelved)| (*number, shelved))
     }
 
-    /// What is not needed any more, so that one can still go back to `since_ms`.
-    fn surplus(&self, since_ms: i64) -> Vec<u64> {
-        let snapshots: Vec<&Shelved> =
-            self.all.values().filter(|shelved| shelved.header.kind == Kind::Snapshot).rev().collect();
-        // The newest ones, and back to the first that is old enough to begin with.
-        let recent = snapshots.iter().take_while(|shelved| shelved.header.began_ms > since_ms).count() + 1;
-        let kept = recent.max(SNAPSHOTS);
-        let Some(oldest) = snapshots.get(kept - 1) else { return Vec::new() };
-        let first = oldest.header.after.position;
+    /// What is not needed any more, so that one can still go back by `keep_ms` from now: beside the newest snapshots one that is old enough to
+    /// begin with is needed, and some between, which grow old.
+    fn surplus(&self, now_ms: i64, keep_ms: i64) -> Vec<u64> {
+        let snapshots: Vec<&Header> = self
+            .all
+            .values()
+            .map(|shelved| &shelved.header)
+            .filter(|header| header.kind == Kind::Snapshot)
+            .collect();
+        let Some(newest) = snapshots.len().checked_sub(SNAPSHOTS) else { return Vec::new() };
+        // Without a time to go back to, the clock does not matter.
+        let is_old = |header: &&&Header| keep_ms == 0 || header.began_ms <= now_ms.saturating_sub(keep_ms);
+        let base = snapshots.iter().take(newest + 1).rev().find(is_old).map(|header| header.after.position);
+        let mut kept: BTreeSet<u64> = snapshots.iter().skip(newest).map(|header| header.number).collect();
+        let mut last: Option<i64> = None;
+        for header in snapshots.iter().filter(|header| base.is_none_or(|base| header.after.position >= base))
+        {
+            if last.is_none_or(|last| header.began_ms.saturating_sub(last) >= keep_ms / BETWEEN) {
+                kept.insert(header.number);
+                last = Some(header.began_ms);
+            }
+        }
         let is_surplus = |shelved: &Shelved| match shelved.header.kind {
-            Kind::Snapshot => shelved.header.number < oldest.header.number,
-            Kind::Entries => shelved.end.position <= first,
+            Kind::Snapshot => !kept.contains(&shelved.header.number),
+            Kind::Entries => base.is_some_and(|base| shelved.end.position <= base),
         };
         self.all.iter().filter(|(_, shelved)| is_surplus(shelved)).map(|(number, _)| *number).collect()
     }
@@ -314,7 +329,7 @@ impl Inner {
 
     /// Removes what is not needed any more from all nodes that are in use; from others when they come back.
     async fn remove_surplus(&self) -> Result<()> {
-        let surplus = self.shelf().surplus(self.now_ms().saturating_sub(self.rules.keep_ms));
+        let surplus = self.shelf().surplus(self.now_ms(), self.rules.keep_ms);
         for number in surplus {
             for node in self.nodes.in_use() {
                 self.nodes.bounded(node, PATIENCE, node.store.delete(number)).await?;

@@ -43,6 +43,7 @@ use survey::Survey;
 use writer::Writer;
 
 pub use nodes::JournalNode;
+pub use replay::Until;
 
 /// How a journal is kept.
 #[derive(Clone, Copy, Debug)]
@@ -140,7 +141,8 @@ impl Journal {
     }
 
     /// Builds an engine anew from what nodes have, to which nothing is written. With `accept_loss` what cannot be read and all after it is
-    /// left out.
+    /// left out. An engine that is restored to a moment of the past begins a journal of its own, for the nodes' has what came after it:
+    /// `new_journal` is its number.
     ///
     /// # Errors
     /// `NotFound` for what is missing; those of the engine.
@@ -148,10 +150,19 @@ impl Journal {
         engine: &dyn MetaStore,
         nodes: Vec<JournalNode>,
         accept_loss: bool,
+        until: Until,
+        new_journal: u64,
     ) -> Result<Restored> {
         let nodes = Nodes::new(nodes);
         let survey = survey::survey(&nodes).await;
-        let reached = replay::restore(engine, &nodes, &survey, survey.highest, accept_loss).await?;
+        let segment = survey.highest;
+        let reached = replay::restore(engine, &nodes, &survey, segment, accept_loss, until).await?;
+        if until != Until::End {
+            // Not the beginning: a replay of the new journal alone would not come to what is here.
+            let place = Place { position: 1, ..Place::default() };
+            let standing = Standing { journal: new_journal, place, segment };
+            engine.commit(Vec::new(), vec![replay::stands(&standing)?]).await?;
+        }
         Ok(Restored {
             position: reached.place.position,
             missing_to: reached.gap_until,
@@ -195,7 +206,7 @@ async fn recover(
     let segment = survey.highest;
     let mut reached = None;
     if let Some(standing) = standing.filter(|standing| standing.journal == journal) {
-        match replay::replay(Some(engine.as_ref()), nodes, &links, standing).await {
+        match replay::replay(Some(engine.as_ref()), nodes, &links, standing, Until::End).await {
             Ok(reached) if reached.place.position < standing.place.position => {
                 log::error!(
                     "the nodes have the journal up to entry {} only: it goes on from entry {}, which the daemon has",
@@ -229,7 +240,7 @@ async fn recover(
     }
     let reached = match reached {
         Some(reached) => reached,
-        None => replay::restore(engine.as_ref(), nodes, survey, segment, false).await?,
+        None => replay::restore(engine.as_ref(), nodes, survey, segment, false, Until::End).await?,
     };
     Ok((Standing { journal, place: reached.place, segment }, reached.size))
 }

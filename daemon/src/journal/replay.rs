@@ -80,6 +80,27 @@ impl<'a> Batch<'a> {
     }
 }
 
+/// How far a replay is to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Until {
+    /// As far as there is something.
+    End,
+    /// Up to this entry.
+    Entry(u64),
+    /// Up to the last commit that was made by this time, in milliseconds since 1970.
+    Time(i64),
+}
+
+impl Until {
+    fn is_passed(self, position: u64, time_ms: i64) -> bool {
+        match self {
+            Self::End => false,
+            Self::Entry(last) => position > last,
+            Self::Time(last) => time_ms > last,
+        }
+    }
+}
+
 /// How far a replay came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Reached {
@@ -102,6 +123,7 @@ pub(super) async fn replay(
     nodes: &Nodes,
     links: &[Link],
     mut from: Standing,
+    until: Until,
 ) -> Result<Reached> {
     let first = links.iter().rposition(|link| link.found.header.after.position <= from.place.position);
     let Some(first) = first else {
@@ -112,7 +134,8 @@ pub(super) async fn replay(
     let mut newest: Option<Vec<Write>> = None;
     let mut here = Place::default();
     let (mut read, mut size, mut time) = (0_u64, 0, 0);
-    for link in links.get(first..).unwrap_or_default() {
+    let mut is_passed = false;
+    'links: for link in links.get(first..).unwrap_or_default() {
         here = link.found.header.after;
         let mut reader = link.found.read(nodes)?;
         loop {
@@ -125,6 +148,12 @@ pub(super) async fn replay(
             let Some(entry) = reader.next().await else { break };
             if entry.position() != Some(here.position + 1) {
                 return Err(Error::corrupt(format!("the journal after entry {}", here.position)));
+            }
+            if let Entry::Commit { time_ms, .. } = &entry
+                && until.is_passed(here.position + 1, *time_ms)
+            {
+                is_passed = true;
+                break 'links;
             }
             here = Place { position: here.position + 1, chain: reader.chain() };
             if here.position <= from.place.position {
@@ -155,7 +184,7 @@ pub(super) async fn replay(
         }
     }
     let known = links.last().map_or(0, |link| link.found.header.after.position);
-    if here.position < from.place.position {
+    if here.position < from.place.position && !is_passed {
         // The engine has more than the nodes have.
         return Ok(Reached { place: here, gap_until: None, size, time_ms: time });
     }
@@ -164,11 +193,12 @@ pub(super) async fn replay(
         from.place = here;
         batch.flush(Some(&from)).await?;
     }
-    Ok(Reached { place: here, gap_until: (known > here.position).then_some(known), size, time_ms: time })
+    let gap_until = (known > here.position && !is_passed).then_some(known);
+    Ok(Reached { place: here, gap_until, size, time_ms: time })
 }
 
 /// Builds an engine anew: everything in it goes, then comes a whole snapshot, or nothing, then what follows it. Nothing goes before it is
-/// known that this can be done. With `accept_loss` what cannot be read and all after it is left out.
+/// known that this can be done. With `accept_loss` what cannot be read and all after it is left out; what comes after `until` is left out too.
 ///
 /// # Errors
 /// `NotFound` when the nodes have neither a whole snapshot with all that follows it nor the whole journal; those of the engine.
@@ -178,10 +208,12 @@ pub(super) async fn restore(
     survey: &Survey,
     segment: u64,
     accept_loss: bool,
+    until: Until,
 ) -> Result<Reached> {
     let links = survey.links();
     if let Some(newest) = links.last().filter(|newest| newest.is_nowhere())
         && !accept_loss
+        && until == Until::End
     {
         let Header { after, copies, .. } = &newest.found.header;
         let copies: Vec<String> = copies.iter().map(ToString::to_string).collect();
@@ -197,7 +229,7 @@ pub(super) async fn restore(
     for snapshot in survey.snapshots().map(Some).chain([None]) {
         let Some(header) = snapshot.map(|found| &found.header).or(beginning) else { continue };
         let standing = Standing { journal: header.journal, place: header.after, segment };
-        let until = match snapshot {
+        let end = match snapshot {
             Some(found) => load(None, nodes, found).await?,
             None => Some(0),
         };
@@ -205,16 +237,19 @@ pub(super) async fn restore(
             Some(_) => format!("the snapshot after entry {}", header.after.position),
             None => "the beginning".to_owned(),
         };
-        let Some(until) = until else {
+        let Some(end) = end else {
             missing = Error::not_found(format!("a part of {from}"));
             continue;
         };
-        match replay(None, nodes, &links, standing).await {
-            Ok(reached)
-                if reached.place.position >= until && (accept_loss || reached.gap_until.is_none()) => {}
+        match replay(None, nodes, &links, standing, until).await {
+            Ok(reached) if reached.place.position >= end && (accept_loss || reached.gap_until.is_none()) => {}
             Ok(reached) => {
-                let goes_on = reached.gap_until.unwrap_or(until);
-                missing = gap(reached.place.position + 1, goes_on);
+                missing = match reached.gap_until {
+                    None if until != Until::End => {
+                        Error::not_found("a snapshot of the metadata that is old enough to begin with")
+                    }
+                    gap_until => gap(reached.place.position + 1, gap_until.unwrap_or(end)),
+                };
                 continue;
             }
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Stale) => {
@@ -227,7 +262,7 @@ pub(super) async fn restore(
         if let Some(found) = snapshot {
             load(Some(engine), nodes, found).await?;
         }
-        let reached = replay(Some(engine), nodes, &links, standing).await?;
+        let reached = replay(Some(engine), nodes, &links, standing, until).await?;
         log::info!("restored from {from} and the journal up to entry {}", reached.place.position);
         return Ok(reached);
     }

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use tandemfs::clock::ManualClock;
+use tandemfs::clock::{Clock, ManualClock};
 use tandemfs::id::NodeId;
 use tandemfs::{ErrorKind, Result};
 use tokio::time::Instant;
 
-use super::{Journal, JournalNode, Rules};
+use super::{Journal, JournalNode, Rules, Until};
 use crate::meta::faulty::{Failure, FaultyStore, Switches};
 use crate::meta::memory::MemoryStore;
 use crate::meta::{Guard, MetaStore, Write, contract, keys};
@@ -162,6 +162,73 @@ async fn a_commit_goes_on_without_a_node_that_fails() {
             }
         }
     }
+}
+
+/// What is there after each commit can be brought back within the window, also when snapshots have been made and removed meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_moment_of_the_past_is_brought_back() {
+    const HOUR: i64 = 3_600_000;
+    let mut site = Site::new();
+    site.rules = Rules { snapshot_bytes: 400, keep_ms: 6 * HOUR, ..site.rules };
+    let journal = site.start().await;
+    let mut history = Vec::new();
+    for number in 0..60 {
+        site.clock.advance(HOUR / 2);
+        let value = "x".repeat(number % 7 * 10);
+        if number % 5 == 4 {
+            site.switches.fail_commits(0, 1, Failure::Refused);
+            put(&journal, &format!("{}", number % 4), &value).await.unwrap_err();
+        }
+        put(&journal, &format!("{}", number % 9), &value).await.unwrap();
+        history.push((site.clock.now().as_millis(), journal.counts().position, pairs(&site.engine).await));
+        for round in 0..3 {
+            journal.tend(round).await.unwrap();
+        }
+    }
+    let counts = journal.counts();
+    assert!((3..=8).contains(&counts.snapshots), "{counts:?}");
+    drop(journal);
+    let nodes = || {
+        let node = |number: usize| JournalNode {
+            id: NodeId(number as u32),
+            zone: number.to_string(),
+            store: Arc::new(site.nodes[number].clone()),
+        };
+        (0..3).map(node).collect::<Vec<_>>()
+    };
+    let last = history.last().unwrap().0;
+    for (time, position, want) in history.iter().filter(|(time, _, _)| *time >= last - 6 * HOUR) {
+        for until in [Until::Entry(*position), Until::Time(*time), Until::Time(*time + 1)] {
+            let engine = MemoryStore::new();
+            put(&engine, "rubbish", "1").await.unwrap();
+            let restored = Journal::restore(&engine, nodes(), false, until, 8).await.unwrap();
+            assert_eq!((restored.position, restored.missing_to), (*position, None), "{until:?}");
+            assert_eq!(pairs(&engine).await, *want, "{until:?}");
+        }
+    }
+    let too_old = Journal::restore(&MemoryStore::new(), nodes(), false, Until::Entry(1), 8).await;
+    assert_eq!(too_old.unwrap_err().kind(), ErrorKind::NotFound);
+    // It goes on with a journal of its own, on nodes without one, and takes nothing from the other journal when a node returns that has it.
+    let (_, position, want) = &history[history.len() - 5];
+    let nodes = nodes();
+    site.engine = MemoryStore::new();
+    Journal::restore(&site.engine, nodes, false, Until::Entry(*position), 8).await.unwrap();
+    let old = std::mem::replace(&mut site.nodes[2], FaultySegments::new(Arc::new(MemorySegments::new())));
+    for number in 0..2 {
+        site.nodes[number] = FaultySegments::new(Arc::new(MemorySegments::new()));
+    }
+    let journal = site.start().await;
+    assert_eq!(pairs(&site.engine).await, *want);
+    put(&journal, "new", "1").await.unwrap();
+    journal.tend(0).await.unwrap();
+    let want = pairs(&site.engine).await;
+    drop(journal);
+    site.nodes[2] = old;
+    site.start().await;
+    assert_eq!(pairs(&site.engine).await, want);
+    site.lose_engine();
+    site.start().await;
+    assert_eq!(pairs(&site.engine).await, want);
 }
 
 #[tokio::test(start_paused = true)]

@@ -89,7 +89,7 @@ impl Jobs {
             replicator: replicator.clone(),
             garbage: garbage.clone(),
             clock: clock.clone(),
-            grace: Duration::from_secs(settings.grace_s),
+            grace: Duration::from_secs(settings.grace_s.max(settings.restore_window_s)),
             scrub_bytes_per_s: settings.scrub_bytes_per_s,
             tasks: Mutex::new(tasks),
             beginning: tokio::sync::Mutex::default(),
