@@ -31,6 +31,8 @@ mod round;
 pub(crate) mod row;
 pub(crate) mod scan;
 pub(crate) mod scratch;
+#[cfg(test)]
+mod tests;
 pub(crate) mod tree;
 
 pub use report::Report;

@@ -3,5 +3,6 @@
 mod changes;
 mod collecting;
 mod files;
+pub(crate) mod fsck;
 mod shares;
 pub(crate) mod world;
