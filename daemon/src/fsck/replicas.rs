@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tandemfs::api::files::NodeState;
 use tandemfs::clock::Time;
 use tandemfs::id::{BlockId, NodeId, VolumeId};
-use tandemfs::{Error, Result};
+use tandemfs::{Error, ErrorKind, Result};
 
 use super::finding::{Finding, Mend, Place};
 use super::references::Known;
@@ -80,6 +80,7 @@ impl Stores {
         }
         let mut good = block.replicas.clone();
         let mut wrong = Vec::new();
+        let mut has_sound = false;
         for node in &block.replicas {
             let Some(store) = self.stores.get(node) else { continue };
             let seen = match inspect(store.as_ref(), volume, &id, self.data).await {
@@ -87,10 +88,13 @@ impl Stores {
                 seen => seen,
             };
             match seen {
-                Ok(_) => {}
+                Ok(_) => has_sound = true,
                 Err(error) if is_about_copy(&error) => {
                     good.retain(|other| other != node);
-                    wrong.push(format!("the copy on node {node}: {error}"));
+                    wrong.push(match error.kind() {
+                        ErrorKind::NotFound => format!("the copy on node {node} is missing"),
+                        _ => format!("the copy on node {node} is damaged: {}", error.subject()),
+                    });
                 }
                 // Nobody knows what is there.
                 Err(error) => wrong.push(format!("the copy on node {node} cannot be read: {error}")),
@@ -102,10 +106,11 @@ impl Stores {
         let what = if good.is_empty() { "has no good copy: " } else { "lacks copies: " };
         let finding =
             Finding::new(Place::Block(volume, id, known.file()), format!("{what}{}", wrong.join(", ")));
-        if good.is_empty() || good == block.replicas {
+        // What is not recorded is made again when the daemon runs, and what it leaves behind is removed. So a damaged copy stays recorded while
+        // none is known to be sound: those on nodes that were not looked at may be worse.
+        if !has_sound || good == block.replicas {
             return Ok(vec![finding]);
         }
-        // What is not recorded is made again when the daemon runs.
         let write = meta::put(keys::block(volume, &id), &Block { replicas: good, ..block.clone() })?;
         Ok(vec![finding.mended_by(Mend::Copies(vec![write]))])
     }

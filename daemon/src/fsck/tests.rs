@@ -325,6 +325,22 @@ async fn a_flipped_bit_is_found_by_who_reads_everything() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_damaged_copy_stays_while_no_other_is_known_to_be_good() {
+    let grown = Grown::new().await;
+    let block = grown.block(grown.blocks[0]).await;
+    let [bad, away] = block.replicas.as_slice() else { panic!("{block:?}") };
+    grown.nodes[bad.0 as usize - 1].put(&grown.blocks[0], vec![1, 2, 3].into()).await.unwrap();
+    let scratch = MemoryStore::new();
+    let nodes = grown.nodes.iter().zip(1..).map(|(node, number)| (NodeId(number), node.clone()));
+    let nodes = nodes.filter(|(node, _)| node != away).collect();
+    let stores = Stores::new(&grown.store, nodes, true).await.unwrap();
+    let site = Site { store: &grown.store, scratch: &scratch, stores: &stores, repair: true, now: NOW };
+    let report = round::check(site).await.unwrap();
+    assert_eq!((report.left, report.mended), (1, 0), "{}", report.text());
+    assert_eq!(grown.block(grown.blocks[0]).await, block);
+}
+
+#[tokio::test(start_paused = true)]
 async fn objects_that_no_record_names_are_no_fault() {
     let grown = Grown::new().await;
     let object = tandemfs::block::encode(grown.volume, &BlockId([7; 32]), b"stray").unwrap();
