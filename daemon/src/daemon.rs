@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -56,19 +56,9 @@ impl Parts {
         let mut nodes = Vec::new();
         let mut has_journal = false;
         for number in 1..=settings.nodes {
-            let directory = settings.data.join("nodes").join(number.to_string());
-            let store = DiskStore::open_with_reserve(&directory, settings.node_reserve_bytes)?;
-            let segments = DiskSegments::open(&directory, NodeId(number))?;
-            has_journal |= !segments.is_empty()?;
-            nodes.push(NodeSetup {
-                id: NodeId(number),
-                kind: "disk".to_owned(),
-                location: directory.display().to_string(),
-                zone: number.to_string(),
-                weight: 1,
-                store: Arc::new(store),
-                segments: Arc::new(segments),
-            });
+            let (node, is_empty) = open_node(settings, number)?;
+            has_journal |= !is_empty;
+            nodes.push(node);
         }
         let meta = Arc::new(open_engine(&settings.data, has_journal)?);
         Ok(Self {
@@ -79,6 +69,29 @@ impl Parts {
             lock: Some(lock),
         })
     }
+}
+
+/// The directory of a node, numbered from 1.
+pub(crate) fn node_directory(settings: &Settings, number: u32) -> PathBuf {
+    settings.data.join("nodes").join(number.to_string())
+}
+
+/// A disk node, made if it is not there, and whether it has nothing of the journal.
+pub(crate) fn open_node(settings: &Settings, number: u32) -> Result<(NodeSetup, bool)> {
+    let directory = node_directory(settings, number);
+    let store = DiskStore::open_with_reserve(&directory, settings.node_reserve_bytes)?;
+    let segments = DiskSegments::open(&directory, NodeId(number))?;
+    let is_empty = segments.is_empty()?;
+    let node = NodeSetup {
+        id: NodeId(number),
+        kind: "disk".to_owned(),
+        location: directory.display().to_string(),
+        zone: number.to_string(),
+        weight: 1,
+        store: Arc::new(store),
+        segments: Arc::new(segments),
+    };
+    Ok((node, is_empty))
 }
 
 /// Makes the data directory, for its owner only, and locks it.
@@ -107,38 +120,49 @@ fn open_engine(data: &Path, has_journal: bool) -> Result<SqliteStore> {
     let path = data.join("meta.db");
     match SqliteStore::open(&path) {
         Err(error) if error.kind() == ErrorKind::Corrupt && has_journal => {
-            let aside = (1..).map(|number| data.join(format!("meta.db.damaged-{number}")));
-            let aside = aside
-                .into_iter()
-                .find(|aside| !aside.exists())
-                .unwrap_or_else(|| data.join("meta.db.damaged"));
-            log::error!("{}: {error}; it is kept as {}", path.display(), aside.display());
-            std::fs::rename(&path, &aside)?;
-            for suffix in ["-wal", "-shm"] {
-                let mut beside = path.clone().into_os_string();
-                beside.push(suffix);
-                let mut aside = aside.clone().into_os_string();
-                aside.push(suffix);
-                match std::fs::rename(&beside, &aside) {
-                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
-                    _ => {}
-                }
-            }
+            log::error!("{}: {error}", path.display());
+            put_aside(data)?;
             SqliteStore::open(&path)
         }
         result => result,
     }
 }
 
+/// Gives the metadata database another name.
+pub(crate) fn put_aside(data: &Path) -> Result<()> {
+    let path = data.join("meta.db");
+    let aside = (1..).map(|number| data.join(format!("meta.db.damaged-{number}")));
+    let aside =
+        aside.into_iter().find(|aside| !aside.exists()).unwrap_or_else(|| data.join("meta.db.damaged"));
+    log::error!("{} is damaged; it is kept as {}", path.display(), aside.display());
+    std::fs::rename(&path, &aside)?;
+    for suffix in ["-wal", "-shm"] {
+        let mut beside = path.clone().into_os_string();
+        beside.push(suffix);
+        let mut aside = aside.clone().into_os_string();
+        aside.push(suffix);
+        match std::fs::rename(&beside, &aside) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The nodes as the journal sees them.
+pub(crate) fn journal_nodes(nodes: &[NodeSetup]) -> Vec<JournalNode> {
+    let node =
+        |node: &NodeSetup| JournalNode { id: node.id, zone: node.zone.clone(), store: node.segments.clone() };
+    nodes.iter().map(node).collect()
+}
+
 /// The journal of an engine, on the nodes.
-async fn open_journal(
+pub(crate) async fn open_journal(
     engine: Arc<dyn MetaStore>,
     nodes: &[NodeSetup],
     settings: &Settings,
     clock: Arc<dyn Clock>,
 ) -> Result<Journal> {
-    let node =
-        |node: &NodeSetup| JournalNode { id: node.id, zone: node.zone.clone(), store: node.segments.clone() };
     let rules = journal::Rules {
         copies: settings.replicas as usize,
         min_copies: settings.min_replicas as usize,
@@ -146,7 +170,7 @@ async fn open_journal(
         keep_ms: i64::try_from(settings.restore_window_s).unwrap_or(i64::MAX).saturating_mul(1000),
         new_journal: rand::random(),
     };
-    Journal::open(engine, nodes.iter().map(node).collect(), rules, clock).await
+    Journal::open(engine, journal_nodes(nodes), rules, clock).await
 }
 
 /// A daemon at work. Handlers reach everything through it.

@@ -9,6 +9,7 @@ pub mod allocator;
 pub mod audit;
 pub mod blocks;
 pub mod daemon;
+pub mod fsck;
 pub mod http;
 pub mod journal;
 pub mod meta;

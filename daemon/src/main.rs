@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tandemd::daemon::{Daemon, Parts};
+use tandemd::fsck::command::{self as fsck, Fsck};
 use tandemd::options::{self, Options};
 use tandemd::restore::{self, Restore};
 use tandemd::{allocator, http, short_circuit};
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value))).collect();
     let result = match matches.subcommand() {
         Some((restore::NAME, matches)) => restore(&Restore::from_matches(matches)),
+        Some((fsck::NAME, matches)) => return check(Fsck::from_matches(matches, &environment)),
         _ => Options::load(&matches, &environment).and_then(run),
     };
     match result {
@@ -43,6 +45,24 @@ fn main() -> ExitCode {
 async fn restore(restore: &Restore) -> Result<()> {
     let text = restore.run().await?;
     Ok(writeln!(std::io::stdout(), "{text}")?)
+}
+
+/// `tandemd fsck` has exit statuses of its own (docs/operations.md).
+#[tokio::main]
+async fn check(fsck: Result<Fsck>) -> ExitCode {
+    let report = match fsck {
+        Ok(fsck) => fsck.run().await,
+        Err(error) => Err(error),
+    };
+    let report = report.and_then(|report| Ok((writeln!(std::io::stdout(), "{}", report.text())?, report).1));
+    match report {
+        Ok(report) => ExitCode::from(u8::from(!report.is_clean())),
+        Err(error) => {
+            log::debug!("{error:?}");
+            eprintln!("tandemd: {error}");
+            ExitCode::from(2)
+        }
+    }
 }
 
 #[tokio::main]

@@ -81,7 +81,7 @@ impl Options {
 
 /// The command line of the daemon.
 pub fn command() -> Command {
-    let mut command = Command::new("tandemd")
+    let command = Command::new("tandemd")
         .about("The TandemFS storage daemon")
         .version(env!("CARGO_PKG_VERSION"))
         .after_help(
@@ -89,14 +89,21 @@ pub fn command() -> Command {
              some_option. The command line wins over the environment, and that over the file.",
         )
         .arg(Arg::new("command").value_parser(["serve"]).hide_possible_values(true).help("serve: what is done anyway"))
-        .arg(
-            Arg::new("config")
-                .long("config")
-                .value_name("FILE")
-                .value_parser(clap::value_parser!(OsString))
-                .help("A TOML file with settings"),
-        );
-    command = command.subcommand(crate::restore::command()).args_conflicts_with_subcommands(true);
+        .subcommand(crate::restore::command())
+        .subcommand(with_settings(crate::fsck::command::command()))
+        .args_conflicts_with_subcommands(true);
+    with_settings(command)
+}
+
+/// A command that takes the settings as options.
+fn with_settings(command: Command) -> Command {
+    let mut command = command.arg(
+        Arg::new("config")
+            .long("config")
+            .value_name("FILE")
+            .value_parser(clap::value_parser!(OsString))
+            .help("A TOML file with settings"),
+    );
     let help = help();
     for (name, default) in defaults().unwrap_or_default() {
         let text = help.get(&name).cloned().unwrap_or_default();

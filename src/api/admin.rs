@@ -102,6 +102,8 @@ pub enum JobKind {
     Scrub,
     /// Remove blocks that nothing names.
     Collect,
+    /// Check whether trees, counts and copies fit together.
+    Fsck,
 }
 
 /// How a job stands.
@@ -147,6 +149,18 @@ pub struct Job {
     pub blocks_bad: u64,
     /// Why it failed.
     pub error: Option<String>,
+    /// A check mends counts, links and copies.
+    #[serde(default)]
+    pub repair: bool,
+    /// Faults that a check has mended.
+    #[serde(default)]
+    pub faults_mended: u64,
+    /// Faults that it has found and left.
+    #[serde(default)]
+    pub faults_left: u64,
+    /// The first of them in words, at most 100, those that are left before the others, then what else should be known.
+    #[serde(default)]
+    pub faults: Vec<String>,
 }
 
 /// The newest jobs.
@@ -166,6 +180,9 @@ pub struct StartJob {
     #[schema(value_type = Option<u32>)]
     #[serde(default)]
     pub node_id: Option<NodeId>,
+    /// For a check: mend counts, links and copies.
+    #[serde(default)]
+    pub repair: bool,
 }
 
 /// A mount's session, as admins see it.

@@ -7,7 +7,7 @@ use tandemfs::api::admin::{FailNode, Job, JobState, Node, Session, SessionList, 
 use tandemfs::id::NodeId;
 
 use super::arguments::Admin;
-use super::failure::Outcome;
+use super::failure::{Failure, Outcome};
 use super::{Context, audit, output};
 
 /// How often a job that is waited for is asked for.
@@ -34,6 +34,7 @@ pub(super) async fn run(context: &Context, command: Admin) -> Outcome {
         Admin::Audit { limit, .. } => audit::show(context, limit).await,
         Admin::Scrub { node } => start(context, client.scrub(node).await?),
         Admin::Collect => start(context, client.collect().await?),
+        Admin::Fsck { repair, no_wait } => fsck(context, repair, no_wait).await,
         // Dispatched before.
         Admin::Users(_) | Admin::Tokens(_) | Admin::Keys(_) | Admin::Volumes(_) | Admin::Grants(_) => {
             Err(Error::internal("").into())
@@ -43,18 +44,11 @@ pub(super) async fn run(context: &Context, command: Admin) -> Outcome {
 
 /// Repairs a node, and shows how it goes on until it is done.
 async fn repair(context: &Context, node: NodeId, no_wait: bool) -> Outcome {
-    let mut job = context.client.repair_node(node).await?;
+    let job = context.client.repair_node(node).await?;
     if no_wait {
         return start(context, job);
     }
-    let bar = output::blocks_bar(&format!("node {node}"), context.json);
-    while job.state == JobState::Running {
-        bar.set_length(job.blocks_total);
-        bar.set_position(job.blocks_done);
-        tokio::time::sleep(POLL).await;
-        job = context.client.job(job.job_id).await?;
-    }
-    bar.finish_and_clear();
+    let job = ended(context, &format!("node {node}"), job).await?;
     match job.state {
         JobState::Done => context.show(&job, |job| {
             format!(
@@ -69,6 +63,46 @@ async fn repair(context: &Context, node: NodeId, no_wait: bool) -> Outcome {
             Err(Error::unavailable(format!("the repair of node {node} has failed: {why}")).into())
         }
     }
+}
+
+/// Checks all, and shows how it goes on until it is done.
+async fn fsck(context: &Context, repair: bool, no_wait: bool) -> Outcome {
+    let job = context.client.fsck(repair).await?;
+    if no_wait {
+        return start(context, job);
+    }
+    let job = ended(context, "fsck", job).await?;
+    match job.state {
+        JobState::Done => context.show(&job, faults_text)?,
+        JobState::Cancelled => return Err(Error::busy("the check was cancelled").into()),
+        JobState::Failed | JobState::Running => {
+            let why = job.error.unwrap_or_default();
+            return Err(Error::unavailable(format!("the check has failed: {why}")).into());
+        }
+    }
+    if job.faults_left == 0 { Ok(()) } else { Err(Failure::Printed(1)) }
+}
+
+fn faults_text(job: &Job) -> String {
+    let mut lines: Vec<String> = job.faults.iter().map(|line| output::escape(line).into_owned()).collect();
+    lines.push(format!(
+        "{} blocks; {} faults mended, {} left",
+        job.blocks_done, job.faults_mended, job.faults_left
+    ));
+    lines.join("\n")
+}
+
+/// Shows how a job goes on until it has ended.
+async fn ended(context: &Context, what: &str, mut job: Job) -> Outcome<Job> {
+    let bar = output::blocks_bar(what, context.json);
+    while job.state == JobState::Running {
+        bar.set_length(job.blocks_total);
+        bar.set_position(job.blocks_done);
+        tokio::time::sleep(POLL).await;
+        job = context.client.job(job.job_id).await?;
+    }
+    bar.finish_and_clear();
+    Ok(job)
 }
 
 fn start(context: &Context, job: Job) -> Outcome {

@@ -263,6 +263,15 @@ pub(crate) enum Admin {
     },
     /// Remove blocks that nothing names.
     Collect,
+    /// Check whether trees, counts and copies fit together; exit code 1 if faults are left.
+    Fsck {
+        /// Mend counts, links and copies. For the rest, stop the daemon and run tandemd fsck --repair.
+        #[arg(long)]
+        repair: bool,
+        /// Start it and do not wait.
+        #[arg(long)]
+        no_wait: bool,
+    },
 }
 
 /// `tandem admin keys`

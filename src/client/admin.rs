@@ -46,12 +46,17 @@ impl Client {
 
     /// Reads and checks what a node holds, or all nodes hold, in the background.
     pub async fn scrub(&self, node_id: Option<NodeId>) -> Result<Job> {
-        self.start_job(&StartJob { kind: JobKind::Scrub, node_id }).await
+        self.start_job(&StartJob { kind: JobKind::Scrub, node_id, repair: false }).await
     }
 
     /// Removes blocks that nothing names, in the background.
     pub async fn collect(&self) -> Result<Job> {
-        self.start_job(&StartJob { kind: JobKind::Collect, node_id: None }).await
+        self.start_job(&StartJob { kind: JobKind::Collect, node_id: None, repair: false }).await
+    }
+
+    /// Checks whether trees, counts and copies fit together, in the background.
+    pub async fn fsck(&self, repair: bool) -> Result<Job> {
+        self.start_job(&StartJob { kind: JobKind::Fsck, node_id: None, repair }).await
     }
 
     async fn start_job(&self, job: &StartJob) -> Result<Job> {

@@ -14,6 +14,7 @@ mod damage;
 mod disk_full;
 mod documents;
 mod failure;
+mod fsck;
 mod histories;
 mod journal;
 mod large_directory;

@@ -153,7 +153,8 @@ async fn start_job(
             (JobKind::Scrub, node) => app.jobs.scrub(node).await,
             (JobKind::Heal, None) => app.jobs.heal().await,
             (JobKind::Collect, None) => app.jobs.collect().await,
-            (JobKind::Heal | JobKind::Collect, Some(_)) => {
+            (JobKind::Fsck, None) => app.jobs.fsck(start.repair).await,
+            (JobKind::Heal | JobKind::Collect | JobKind::Fsck, Some(_)) => {
                 Err(Error::invalid("this job is not about one node"))
             }
         };

@@ -14,7 +14,7 @@ use super::survey::Survey;
 use super::{Inner, Journal};
 
 /// So many whole snapshots are kept, if not more of them are asked for.
-const SNAPSHOTS: usize = 2;
+pub(super) const SNAPSHOTS: usize = 2;
 /// Of the time that one can go back, snapshots are kept this part of it apart.
 const BETWEEN: i64 = 4;
 /// Each start begins a segment, so there may be many that are short: a snapshot is also made when so many follow the last one.
@@ -72,6 +72,11 @@ impl Shelf {
             }
         }
         shelf
+    }
+
+    /// All that is on it, by their numbers.
+    pub(super) fn into_all(self) -> BTreeMap<u64, Shelved> {
+        self.all
     }
 
     /// Puts one on the shelf.

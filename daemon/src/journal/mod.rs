@@ -12,7 +12,9 @@
 //! | `replay.rs` | an engine brought forward, or built anew |
 //! | `snapshot.rs` | the engine's pairs on the nodes |
 //! | `keeper.rs` | copies made whole again, old segments removed |
+//! | `check.rs` | whether all copies are whole, for fsck |
 
+mod check;
 mod format;
 mod keeper;
 mod nodes;
@@ -42,6 +44,7 @@ use replay::Standing;
 use survey::Survey;
 use writer::Writer;
 
+pub use check::Copies;
 pub use nodes::JournalNode;
 pub use replay::Until;
 

@@ -10,7 +10,7 @@ use crate::meta::{Key, MetaStore, Write, keys, put, record, remove};
 /// What is written to the engine at once.
 const BATCH_BYTES: usize = 4 << 20;
 /// Rows that are looked at, at once.
-const PAGE: usize = 4_096;
+const PAGE: usize = 256;
 
 /// What an engine says of itself: which journal it follows, and up to where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

@@ -11,8 +11,8 @@ use super::format::{Chain, Entry, Header, Kind, Sealed, begin, frame};
 use super::keeper::Shelved;
 use crate::meta::{Key, Write, keys};
 
-/// Pairs that are read at once.
-const PAGE: usize = 4_096;
+/// Pairs that are read at once; the bytes of a block may be in one.
+const PAGE: usize = 256;
 /// What one frame may hold, and what is appended at once.
 const FRAME: usize = 1 << 20;
 /// The longest wait for a node to take a part of a snapshot.

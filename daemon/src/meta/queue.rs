@@ -150,7 +150,7 @@ impl Meta {
     }
 
     /// The engine, for reads.
-    pub(super) fn store(&self) -> &dyn MetaStore {
+    pub(crate) fn store(&self) -> &dyn MetaStore {
         self.shared.store.as_ref()
     }
 

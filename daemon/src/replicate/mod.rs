@@ -7,6 +7,7 @@ mod cache;
 mod census;
 mod guard;
 mod inline;
+mod inspect;
 mod locks;
 mod nodes;
 mod pack;
@@ -27,7 +28,7 @@ use tandemfs::id::{BlockId, NodeId, VolumeId};
 use tandemfs::{Error, Result};
 use tokio::sync::{Semaphore, mpsc};
 
-use crate::blocks::Room;
+use crate::blocks::{BlockStore, Room};
 use crate::meta::record::{Block, Place};
 use crate::meta::{self, Meta, Write, keys};
 use crate::settings::Settings;
@@ -35,6 +36,7 @@ use crate::settings::Settings;
 pub use census::{Census, Sum};
 pub use guard::BlockGuard;
 pub(crate) use inline::Inline;
+pub(crate) use inspect::{inspect, is_about_copy};
 pub use nodes::{FailedBy, NodeRecord, NodeSetup};
 pub(crate) use nodes::{Node, Nodes};
 pub(crate) use repair::{Check, LIST, Mended};
@@ -268,6 +270,12 @@ impl Replicator {
     /// The nodes themselves, for the workers.
     pub(crate) fn registry(&self) -> &Nodes {
         &self.nodes
+    }
+
+    /// The stores of the nodes that can be reached, for a check.
+    pub(crate) fn stores(&self) -> std::collections::BTreeMap<NodeId, Arc<dyn BlockStore>> {
+        let reachable = self.nodes.all().filter(|node| node.is_reachable());
+        reachable.filter_map(|node| Some((node.id(), Nodes::store(node).ok()?.clone()))).collect()
     }
 
     /// Whether blocks with this set of copies can and should get further ones now: some are missing, there is one to copy, there is

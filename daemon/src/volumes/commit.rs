@@ -206,6 +206,7 @@ impl Volume {
         });
         let unfinished: Vec<Ino> =
             reaped.chain(doomed).filter(|ino| matches!(set.get(&Key::Orphan(*ino)), Ok(Some(_)))).collect();
+        let noted = self.tally().as_ref().map(|tally| tally.weigh(set.loaded(), set.changed()));
         let changes = set.into_changes();
         let (references, mut writes) = self.count_references(&state, &changes.references).await?;
         let inline = if change.blocks.is_empty() {
@@ -257,6 +258,9 @@ impl Volume {
         let ticket = self.shared.meta.submit(state.generation, writes)?;
         // From here to the end nothing waits, so nobody sees a part of it.
         state.submitted(&self.shared.cache, &changes.records, &references);
+        if let (Some(tally), Some(noted)) = (self.tally().as_mut(), noted) {
+            tally.add(noted);
+        }
         for ino in &orphans {
             let holder = change.author.filter(|_| change.held.contains(ino));
             self.orphans.begin(*ino, holder);

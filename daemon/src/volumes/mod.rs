@@ -7,6 +7,7 @@ mod cache;
 mod commit;
 mod delegations;
 pub mod files;
+mod fsck;
 mod garbage;
 mod homes;
 mod load;
@@ -15,6 +16,7 @@ mod packing;
 mod reads;
 mod references;
 mod shares;
+mod tally;
 #[cfg(test)]
 pub(crate) mod tests;
 mod unsettled;
@@ -33,6 +35,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 pub(crate) use self::commit::{Change, Mutations};
+pub use self::fsck::Live;
 pub use self::garbage::Collected;
 pub(crate) use self::load::after as key_after;
 pub(crate) use self::volume::Volume;

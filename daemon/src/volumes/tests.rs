@@ -3,6 +3,7 @@
 mod changes;
 mod collecting;
 mod files;
+pub(crate) mod fsck;
 mod inline;
 mod shares;
 pub(crate) mod world;

@@ -9,7 +9,8 @@ use tandemfs::{Error, Result};
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::cache::{Life, RecordCache};
-use super::orphans::Orphans;
+use super::orphans::{Orphans, locked};
+use super::tally::Tally;
 use super::unsettled::Unsettled;
 use crate::meta::record::References;
 use crate::meta::{Meta, record};
@@ -51,6 +52,8 @@ pub(crate) struct Volume {
     progress: watch::Sender<Progress>,
     /// Positions that are so far, while one before them is not. Locked before the progress is changed.
     ahead: std::sync::Mutex<BTreeSet<u64>>,
+    /// What a check notes of changes while it counts. Begun, and added to, under the volume's lock.
+    tally: std::sync::Mutex<Option<Tally>>,
 }
 
 /// What is changed under the volume's lock.
@@ -125,6 +128,7 @@ impl Volume {
             state: Mutex::new(state),
             progress: watch::Sender::new(Progress::default()),
             ahead: std::sync::Mutex::default(),
+            tally: std::sync::Mutex::default(),
         }
     }
 
@@ -137,6 +141,8 @@ impl Volume {
             state.settle(durable);
         } else {
             state.reset(generation);
+            // It has noted what did not happen.
+            *self.tally() = None;
             // What failed is nothing to wait for any more.
             let durable = state.position;
             let mut ahead = self.ahead();
@@ -157,6 +163,11 @@ impl Volume {
             return Err(Error::not_found("volume"));
         }
         Ok(state)
+    }
+
+    /// What a check notes of changes.
+    pub(super) fn tally(&self) -> std::sync::MutexGuard<'_, Option<Tally>> {
+        locked(&self.tally)
     }
 
     /// This moment; for use under the lock.
@@ -253,6 +264,11 @@ impl State {
             keys: records.keys().cloned().collect(),
             blocks: references.keys().copied().collect(),
         });
+    }
+
+    /// Whether the engine has all that was submitted.
+    pub(super) fn is_settled(&self) -> bool {
+        self.submissions.is_empty()
     }
 
     fn settle(&mut self, durable: u64) {

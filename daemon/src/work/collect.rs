@@ -8,13 +8,14 @@ use tandemfs::Result;
 use tandemfs::clock::Clock;
 
 use super::worker::{Next, Worker};
+use crate::fsck::Report;
 use crate::meta::Key;
-use crate::volumes::{Collected, Volumes};
+use crate::volumes::{Collected, Live, Volumes};
 
 /// Blocks that are looked at in one step.
 pub(super) const STEP: usize = 256;
 
-/// Who knows which blocks are garbage.
+/// Who knows the trees: which blocks are garbage, and whether all fits together.
 #[async_trait]
 pub trait Garbage: Send + Sync + std::fmt::Debug {
     /// Looks at up to `limit` rows of the garbage index, from `from` on, that are not younger than a time in milliseconds since
@@ -23,12 +24,22 @@ pub trait Garbage: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// Those of the engine and of the nodes.
     async fn collect(&self, from: Option<Key>, older_than_ms: u64, limit: usize) -> Result<Collected>;
+
+    /// Checks trees, counts and copies, while they are in use.
+    ///
+    /// # Errors
+    /// Those of the engine and of the scratch store.
+    async fn fsck(&self, live: Live<'_>) -> Result<Report>;
 }
 
 #[async_trait]
 impl Garbage for Volumes {
     async fn collect(&self, from: Option<Key>, older_than_ms: u64, limit: usize) -> Result<Collected> {
         Self::collect(self, from, older_than_ms, limit).await
+    }
+
+    async fn fsck(&self, live: Live<'_>) -> Result<Report> {
+        Self::fsck(self, live).await
     }
 }
 

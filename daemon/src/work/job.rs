@@ -9,9 +9,13 @@ use tandemfs::clock::Clock;
 use tandemfs::id::{BlockId, VolumeId};
 use tokio_util::sync::CancellationToken;
 
+use crate::fsck::Report;
 use crate::meta::{self, Meta, keys};
 use crate::replicate::Mended;
 use crate::watch;
+
+/// Faults that are kept in words.
+const FAULTS_MAX: usize = 100;
 
 /// How far a job has come: where it goes on after a restart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,6 +81,13 @@ impl Task {
         self.lock().term
     }
 
+    /// Begins anew, with so many blocks to look at.
+    pub(super) fn forget_progress(&self, blocks: u64) {
+        let job = &mut self.lock().job;
+        (job.blocks_done, job.blocks_total) = (0, blocks);
+        job.faults.clear();
+    }
+
     /// Says how many blocks there are to look at.
     pub(super) fn expect(&self, blocks: u64) {
         self.lock().job.blocks_total = blocks;
@@ -90,6 +101,22 @@ impl Task {
         job.blocks_copied += mended.copied;
         job.bytes_copied += mended.bytes;
         job.blocks_bad += mended.bad;
+    }
+
+    /// Says how many blocks more a check has looked at, and what it has found so far.
+    pub(super) fn tell(&self, blocks: u64, report: &Report) {
+        let job = &mut self.lock().job;
+        job.blocks_done += blocks;
+        job.blocks_total = job.blocks_total.max(job.blocks_done);
+        let told = report.mended_lines.len() + report.left_lines.len() + report.notes.len();
+        let counts = (report.mended, report.left);
+        // Most of the time there is nothing new.
+        if counts != (job.faults_mended, job.faults_left) || job.faults.len() < told.min(FAULTS_MAX) {
+            (job.faults_mended, job.faults_left) = counts;
+            let left = report.left_lines.iter().chain(&report.notes).cloned();
+            let mended = report.mended_lines.iter().map(|line| format!("mended: {line}"));
+            job.faults = left.chain(mended).take(FAULTS_MAX).collect();
+        }
     }
 
     /// Stores that everything up to a place is done.

@@ -19,6 +19,7 @@ mod walk;
 mod worker;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -31,12 +32,13 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::fsck::scratch::Scratch;
 use crate::journal::Journal;
 use crate::meta::{self, Meta, keys};
 use crate::metrics::COUNTERS;
 use crate::replicate::{Mended, Replicator};
 use crate::settings::Settings;
-use crate::volumes::Volumes;
+use crate::volumes::{Live, Volumes};
 use job::{JobRecord, Place, Task};
 
 pub use collect::Garbage;
@@ -60,6 +62,7 @@ struct Inner {
     clock: Arc<dyn Clock>,
     grace: Duration,
     scrub_bytes_per_s: u64,
+    data: PathBuf,
     tasks: Mutex<BTreeMap<JobId, Arc<Task>>>,
     /// One job at a time is begun, so that two requests for the same do not both begin it.
     beginning: tokio::sync::Mutex<()>,
@@ -91,6 +94,7 @@ impl Jobs {
             clock: clock.clone(),
             grace: Duration::from_secs(settings.grace_s.max(settings.restore_window_s)),
             scrub_bytes_per_s: settings.scrub_bytes_per_s,
+            data: settings.data.clone(),
             tasks: Mutex::new(tasks),
             beginning: tokio::sync::Mutex::default(),
             statuses: worker::Statuses::default(),
@@ -162,6 +166,14 @@ impl Jobs {
     /// Those of the engine.
     pub async fn collect(&self) -> Result<JobId> {
         self.inner.begin(JobKind::Collect, None).await
+    }
+
+    /// Begins to check whether trees, counts and copies fit together, and to mend them if that is asked for.
+    ///
+    /// # Errors
+    /// `Busy` while one is running that does not mend, or does, as this one is not to; those of the engine.
+    pub async fn fsck(&self, repair: bool) -> Result<JobId> {
+        self.inner.begin_with(JobKind::Fsck, None, repair).await
     }
 
     /// A job.
@@ -287,9 +299,22 @@ impl Inner {
 
     /// Begins a job, or joins the same one that is running.
     async fn begin(self: &Arc<Self>, kind: JobKind, node: Option<NodeId>) -> Result<JobId> {
+        self.begin_with(kind, node, false).await
+    }
+
+    async fn begin_with(
+        self: &Arc<Self>,
+        kind: JobKind,
+        node: Option<NodeId>,
+        repair: bool,
+    ) -> Result<JobId> {
         let _beginning = self.beginning.lock().await;
-        if let Some(task) = self.running(kind, node) {
-            return Ok(task.job().job_id);
+        if let Some(job) = self.running(kind, node).map(|task| task.job()) {
+            return if job.repair == repair {
+                Ok(job.job_id)
+            } else {
+                Err(Error::busy(format!("job {} is running", job.job_id)))
+            };
         }
         if self.stop.is_cancelled() {
             return Err(Error::unavailable("the daemon is stopping"));
@@ -312,6 +337,10 @@ impl Inner {
             bytes_copied: 0,
             blocks_bad: 0,
             error: None,
+            repair,
+            faults_mended: 0,
+            faults_left: 0,
+            faults: Vec::new(),
         };
         let task = Arc::new(Task::new(JobRecord { job, place: Place::Start, term }));
         task.save(&self.meta).await?;
@@ -402,6 +431,17 @@ impl Inner {
                         return Ok(());
                     }
                 }
+            }
+            (JobKind::Fsck, _) => {
+                // It begins anew after a restart.
+                task.forget_progress(self.replicator.counts().total);
+                let scratch = Scratch::new(&self.data)?;
+                let counts = scratch.store("counts.db")?;
+                let progress = |blocks, report: &_| task.tell(blocks, report);
+                let live = Live { scratch: &counts, repair: job.repair, progress: &progress };
+                let report = self.garbage.fsck(live).await?;
+                task.tell(0, &report);
+                Ok(())
             }
             (JobKind::RepairNode, None) => Err(Error::invalid("a repair without its node")),
         }

@@ -18,11 +18,12 @@ use super::{Garbage, Jobs};
 use crate::blocks::BlockStore;
 use crate::blocks::faulty::{Faults, FaultyStore};
 use crate::blocks::memory::MemoryStore;
+use crate::fsck::Report;
 use crate::meta::{Key, Meta, MetaStore};
 use crate::replicate::{NodeSetup, Replicator};
 use crate::segments::memory::MemorySegments;
 use crate::settings::Settings;
-use crate::volumes::Collected;
+use crate::volumes::{Collected, Live};
 
 pub(crate) const VOLUME: VolumeId = VolumeId(7);
 
@@ -43,6 +44,10 @@ struct NoGarbage;
 impl Garbage for NoGarbage {
     async fn collect(&self, _: Option<Key>, _: u64, _: usize) -> Result<Collected> {
         Ok(Collected::default())
+    }
+
+    async fn fsck(&self, _: Live<'_>) -> Result<Report> {
+        Ok(Report::default())
     }
 }
 
