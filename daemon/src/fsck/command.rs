@@ -15,7 +15,7 @@ use super::report::Report;
 use super::round::{self, Site};
 use super::scratch::Scratch;
 use crate::daemon::{journal_nodes, node_directory, open_journal, open_node, put_aside, take};
-use crate::journal::Journal;
+use crate::journal::{Journal, Until};
 use crate::meta::MetaStore;
 use crate::meta::sqlite::SqliteStore;
 use crate::options::Options;
@@ -176,7 +176,7 @@ impl Fsck {
             return Ok((store, journal, report));
         }
         let rebuilt = parts.scratch.store("journal.db")?;
-        match Journal::restore(&rebuilt, nodes(), false).await {
+        match Journal::restore(&rebuilt, nodes(), false, Until::End, 0).await {
             Ok(restored) => {
                 let position = Journal::position(engine.as_ref()).await?.unwrap_or(0);
                 if position > restored.position {

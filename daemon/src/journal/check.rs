@@ -9,7 +9,7 @@ use super::keeper::{Shelf, Shelved};
 use super::nodes::{JournalNode, Nodes};
 use super::reader::{Copy, Reader};
 use super::survey::{self, Survey};
-use super::{Journal, replay};
+use super::{Journal, Until, replay};
 use crate::meta::MetaStore;
 
 /// How the copies of a segment are.
@@ -70,7 +70,7 @@ impl Journal {
         let journal = links.last().map(|link| link.found.header.journal);
         match replay::standing(engine).await? {
             Some(standing) if Some(standing.journal) == journal => {
-                replay::replay(Some(engine), &nodes, &links, standing).await.map(drop)
+                replay::replay(Some(engine), &nodes, &links, standing, Until::End).await.map(drop)
             }
             _ => Err(Error::stale("the metadata is of another journal")),
         }

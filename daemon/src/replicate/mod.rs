@@ -273,7 +273,7 @@ impl Replicator {
     }
 
     /// The stores of the nodes that can be reached, for a check.
-    pub(crate) fn stores(&self) -> std::collections::BTreeMap<NodeId, Arc<dyn BlockStore>> {
+    pub(crate) fn stores(&self) -> BTreeMap<NodeId, Arc<dyn BlockStore>> {
         let reachable = self.nodes.all().filter(|node| node.is_reachable());
         reachable.filter_map(|node| Some((node.id(), Nodes::store(node).ok()?.clone()))).collect()
     }

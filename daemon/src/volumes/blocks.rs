@@ -32,7 +32,7 @@ impl Volume {
     /// # Errors
     /// `Invalid` when it is empty, too large, or not what its id says; `NoSpace`; `Unavailable`.
     pub(crate) async fn put_block(&self, id: BlockId, data: Draft) -> Result<()> {
-        self.check_block(&id, data.data())?;
+        self.check_data(&id, data.data())?;
         self.shared.replicator.put(self.id, id, data).await
     }
 
@@ -40,7 +40,7 @@ impl Volume {
     ///
     /// # Errors
     /// `Invalid`.
-    pub(super) fn check_block(&self, id: &BlockId, data: &[u8]) -> Result<()> {
+    pub(super) fn check_data(&self, id: &BlockId, data: &[u8]) -> Result<()> {
         if data.is_empty() || data.len() > BLOCK_SIZE_MAX {
             return Err(Error::invalid(format!("a block has 1 to {BLOCK_SIZE_MAX} bytes")));
         }

@@ -97,7 +97,7 @@ impl Volume {
     /// when the engine failed; nothing has changed then.
     pub(crate) async fn commit(self: &Arc<Self>, mut change: Change<'_>) -> Result<BatchReply> {
         for (id, data) in &change.blocks {
-            self.check_block(id, data)?;
+            self.check_data(id, data)?;
         }
         if !self.shared.replicator.takes_inline() {
             for (id, data) in std::mem::take(&mut change.blocks) {
