@@ -199,6 +199,7 @@ impl Daemon {
             max_logins: settings.max_logins,
             quota_bytes: settings.quota_bytes,
             quota_files: settings.quota_files,
+            keep_key_file: true,
         };
         let homes = Arc::new(UserHomes { volumes: volumes.clone(), sessions: sessions.clone() });
         let audit = Arc::new(Audit::open(&settings.data.join("audit"), meta.clone(), clock.clone()).await?);

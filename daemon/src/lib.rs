@@ -14,6 +14,7 @@ pub mod journal;
 pub mod meta;
 pub mod metrics;
 pub mod options;
+mod random;
 pub mod replicate;
 pub mod restore;
 pub mod segments;
