@@ -14,7 +14,7 @@ use super::survey::Survey;
 use super::{Inner, Journal};
 
 /// So many whole snapshots are kept, if not more of them are asked for.
-const SNAPSHOTS: usize = 2;
+pub(super) const SNAPSHOTS: usize = 2;
 /// Each start begins a segment, so there may be many that are short: a snapshot is also made when so many follow the last one.
 const SEGMENTS: usize = 64;
 /// What nodes have is looked at anew after so many rounds.
@@ -305,7 +305,7 @@ impl Inner {
     }
 
     /// Removes what is not needed any more from all nodes that are in use; from others when they come back.
-    async fn remove_surplus(&self) -> Result<()> {
+    pub(super) async fn remove_surplus(&self) -> Result<()> {
         let surplus = self.shelf().surplus(self.now_ms().saturating_sub(self.rules.keep_ms));
         for number in surplus {
             for node in self.nodes.in_use() {

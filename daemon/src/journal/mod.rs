@@ -312,4 +312,13 @@ impl MetaStore for Journal {
         let task = tokio::spawn(async move { inner.commit(guards, writes).await });
         task.await.unwrap_or_else(|error| Err(Error::internal("a commit of the journal").because(error)))
     }
+
+    async fn forget(&self) -> Result<()> {
+        // As many snapshots as are kept: nothing of before is needed any more then.
+        for _ in 0..keeper::SNAPSHOTS {
+            self.0.snapshot().await?;
+        }
+        self.0.remove_surplus().await?;
+        self.0.engine.forget().await
+    }
 }

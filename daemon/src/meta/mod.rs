@@ -63,4 +63,10 @@ pub trait MetaStore: Send + Sync + Debug {
     /// # Errors
     /// `Stale` when a guard does not hold; `NoSpace`; `Unavailable` when the engine cannot be reached or written.
     async fn commit(&self, guards: Vec<Guard>, writes: Vec<Write>) -> Result<()>;
+
+    /// Leaves nothing of values that were replaced or removed before, as far as that is in its hands: for once, when a secret must not lie
+    /// around any more. It may write anew all that there is.
+    async fn forget(&self) -> Result<()> {
+        Ok(())
+    }
 }
