@@ -17,6 +17,7 @@ pub mod options;
 mod random;
 pub mod replicate;
 pub mod restore;
+pub mod seal;
 pub mod segments;
 pub mod sessions;
 pub mod settings;
