@@ -21,6 +21,7 @@ use crate::meta::sqlite::SqliteStore;
 use crate::meta::{Meta, MetaStore, Write};
 use crate::options::{FirstPassword, Options};
 use crate::replicate::{NodeSetup, Replicator};
+use crate::seal::{Passphrases, SealedStore};
 use crate::segments::disk::DiskSegments;
 use crate::sessions::Sessions;
 use crate::settings::Settings;
@@ -214,7 +215,8 @@ impl Daemon {
         settings.check()?;
         let Parts { meta, nodes, clock, first_password, lock } = parts;
         let journal = open_journal(meta, &nodes, &settings, clock.clone()).await?;
-        let meta = Meta::open(Arc::new(journal.clone())).await?;
+        let sealed = SealedStore::open(Arc::new(journal.clone()), &Passphrases::read(&settings)?).await?;
+        let meta = Meta::open(Arc::new(sealed)).await?;
         let replicator = Replicator::open(meta.clone(), nodes, &settings, clock.clone()).await?;
         let volumes = Volumes::open(meta.clone(), replicator.clone(), &settings, clock.clone()).await?;
         let sessions = Sessions::open(meta.clone(), volumes.clone(), &settings, clock.clone()).await?;
@@ -223,6 +225,7 @@ impl Daemon {
             max_logins: settings.max_logins,
             quota_bytes: settings.quota_bytes,
             quota_files: settings.quota_files,
+            keep_key_file: settings.seal_key_file.is_none(),
         };
         let homes = Arc::new(UserHomes { volumes: volumes.clone(), sessions: sessions.clone() });
         let audit = Arc::new(Audit::open(&settings.data.join("audit"), meta.clone(), clock.clone()).await?);

@@ -80,6 +80,12 @@ pub struct Settings {
     /// The first admin's password, read from this file at the first start.
     #[schema(value_type = Option<String>)]
     pub admin_password_file: Option<PathBuf>,
+    /// A file with the passphrase, mode 0600, under which the secrets in the metadata are sealed; none: they are not.
+    #[schema(value_type = Option<String>)]
+    pub seal_key_file: Option<PathBuf>,
+    /// The file with the passphrase before, to put another one in its place, or to have nothing sealed any more.
+    #[schema(value_type = Option<String>)]
+    pub seal_old_key_file: Option<PathBuf>,
 }
 
 impl Default for Settings {
@@ -117,6 +123,8 @@ impl Default for Settings {
             tls_check_interval_s: 60,
             insecure: false,
             admin_password_file: None,
+            seal_key_file: None,
+            seal_old_key_file: None,
         }
     }
 }
@@ -142,6 +150,10 @@ impl Settings {
             (self.lease_ms < 1000, "lease_ms: at least 1000"),
             (self.node_timeout_ms < 1, "node_timeout_ms: at least 1"),
             (self.tls_check_interval_s < 1, "tls_check_interval_s: at least 1"),
+            (
+                self.seal_key_file.as_ref().is_some_and(|file| file.starts_with(&self.data)),
+                "seal_key_file: not in the data directory, with which it would be stolen",
+            ),
             (self.tls_cert.is_some() != self.tls_key.is_some(), "tls_cert and tls_key: give both"),
         ];
         match wrong.into_iter().find(|(wrong, _)| *wrong) {

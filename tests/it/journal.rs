@@ -14,7 +14,7 @@ use super::shell::sh;
 const LOSSES: u64 = 3;
 
 /// Everything in a data directory but the nodes is gone.
-fn lose_disk(data: &Path) {
+pub fn lose_disk(data: &Path) {
     sh(data, "find . -mindepth 1 -maxdepth 1 ! -name nodes -exec rm -rf {} +");
 }
 

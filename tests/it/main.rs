@@ -29,6 +29,7 @@ mod races;
 mod rate;
 mod rest;
 mod revocation;
+mod seal;
 mod short_circuit;
 mod start;
 mod systemd;

@@ -4,17 +4,16 @@
 //! acted on: no algorithm, no key by address, no key by name beyond our own few.
 
 use std::fmt;
-use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
-use rand::TryRngCore as _;
-use rand::rngs::OsRng;
 use serde::{Deserialize, Serialize};
 use tandemfs::{Error, Result};
+
+use crate::random::random;
 
 const ISSUER: &str = "tandemfs";
 const AUDIENCE: &str = "tandemfs:api";
@@ -56,7 +55,8 @@ struct Key {
 
 /// The keys: the first signs, all verify. One that was replaced verifies until the last token that it can have signed has expired.
 ///
-/// In the file each has a line, 64 hexadecimal digits or more, and `replaced=` with the second in which another took its place.
+/// As text, in the file and in the metadata, each has a line: 64 hexadecimal digits or more, and `replaced=` with the second in which another took its
+/// place.
 pub(super) struct Keys {
     keys: Vec<Key>,
     validation: Validation,
@@ -68,36 +68,25 @@ impl fmt::Debug for Keys {
     }
 }
 
-/// Random bytes from the operating system.
-pub(super) fn random<const N: usize>() -> Result<[u8; N]> {
-    let mut bytes = [0; N];
-    OsRng
-        .try_fill_bytes(&mut bytes)
-        .map_err(|error| Error::internal("the system gives no randomness").because(error))?;
-    Ok(bytes)
-}
-
 impl Keys {
-    /// Reads the keys from `path`, or makes one there.
+    /// One new key.
+    ///
+    /// # Errors
+    /// `Internal`.
+    pub(super) fn draw() -> Result<Self> {
+        Self::parse(&hex::encode(random::<32>()?))
+    }
+
+    /// Reads the keys from the file `path`; `None` if there is none.
     ///
     /// # Errors
     /// `Invalid` for a file that others can read, or whose keys are too short.
-    pub(super) fn open(path: &Path) -> Result<Self> {
-        if let Some(directory) = path.parent() {
-            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-        }
-        match std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
-            Ok(mut file) => {
-                file.write_all(format!("{}\n", hex::encode(random::<32>()?)).as_bytes())?;
-                file.sync_all()?;
-                if let Some(directory) = path.parent() {
-                    std::fs::File::open(directory)?.sync_all()?;
-                }
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+    pub(super) fn read(path: &Path) -> Result<Option<Self>> {
+        let mode = match std::fs::metadata(path) {
+            Ok(metadata) => metadata.mode(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Error::from(error)),
-        }
-        let mode = std::fs::metadata(path)?.mode();
+        };
         if mode & 0o077 != 0 {
             return Err(Error::invalid(format!(
                 "{} can be read by others (mode {:o}); it holds keys: chmod 600 it",
@@ -105,11 +94,15 @@ impl Keys {
                 mode & 0o777
             )));
         }
-        Self::parse(&std::fs::read_to_string(path)?)
-            .map_err(|error| Error::invalid(format!("{}: {}", path.display(), error.subject())))
+        let keys = Self::parse(&std::fs::read_to_string(path)?);
+        keys.map(Some).map_err(|error| Error::invalid(format!("{}: {}", path.display(), error.subject())))
     }
 
-    fn parse(text: &str) -> Result<Self> {
+    /// Reads the keys from a text as [`Keys::text`] gives it.
+    ///
+    /// # Errors
+    /// `Invalid`.
+    pub(super) fn parse(text: &str) -> Result<Self> {
         let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
         if lines.is_empty() || lines.len() > KEYS_MAX {
             return Err(Error::invalid(format!("wants 1 to {KEYS_MAX} keys, a line each")));
@@ -149,7 +142,7 @@ impl Keys {
         Ok(keys)
     }
 
-    /// What the file holds.
+    /// What the file and the metadata hold.
     pub(super) fn text(&self) -> String {
         self.keys.iter().map(|key| key.line(key.replaced_s)).collect::<String>().trim_start().to_owned()
             + "\n"

@@ -89,6 +89,8 @@ pub struct Rules {
     pub quota_bytes: Option<u64>,
     /// Quota of a new home volume, in inodes.
     pub quota_files: Option<u64>,
+    /// The signing keys lie in a file as well. Where the metadata is sealed they do not.
+    pub keep_key_file: bool,
 }
 
 /// All accounts.
@@ -128,7 +130,7 @@ impl Accounts {
     ) -> Result<Self> {
         let accounts = Self {
             throttle: throttle::Throttle::open(meta.clone(), Arc::clone(&clock)).await?,
-            keys: RwLock::new(Arc::new(jwt::Keys::open(key_file)?)),
+            keys: RwLock::new(Arc::new(Self::open_keys(&meta, &audit, key_file, rules.keep_key_file).await?)),
             key_file: key_file.to_owned(),
             hasher: password::Hasher::new(rules.max_logins)?,
             users: Cache::new(CACHE_ENTRIES),

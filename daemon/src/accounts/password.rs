@@ -11,6 +11,8 @@ use argon2::{Algorithm, Argon2, Block, Params, PasswordHash, Version, password_h
 use tandemfs::{Error, Result};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
+use crate::random::random;
+
 /// The longest password, in bytes. Longer ones are refused, not cut.
 const BYTES_MAX: usize = 1024;
 /// The shortest password, in characters.
@@ -95,7 +97,7 @@ impl Hasher {
         let (memory, passes, lanes) = COST;
         let params = Params::new(memory, passes, lanes, None)
             .map_err(|error| Error::internal(format!("parameters of Argon2: {error}")))?;
-        let nobody = new_hash(&params, &super::jwt::random::<32>()?, &mut Memory::new())?;
+        let nobody = new_hash(&params, &random::<32>()?, &mut Memory::new())?;
         Ok(Self {
             params,
             nobody,
@@ -160,7 +162,7 @@ impl Hasher {
 
 /// The hash of a password with a salt of its own.
 fn new_hash(params: &Params, password: &[u8], memory: &mut Memory) -> Result<String> {
-    let salt = super::jwt::random::<16>()?;
+    let salt = random::<16>()?;
     let hash = hash_with(params, password, &salt, memory)
         .map_err(|error| Error::internal(format!("hashing a password: {error}")))?;
     Ok(hash.to_string())

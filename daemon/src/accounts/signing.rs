@@ -1,6 +1,7 @@
 //! Another signing key while the daemon runs, and the end of one that somebody else may have.
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::{Arc, PoisonError};
 
 use tandemfs::api::users::{SigningKey, SigningKeyList};
@@ -9,7 +10,8 @@ use tandemfs::config::write_secret;
 use tandemfs::{Error, Result};
 
 use super::{Accounts, Caller, jwt};
-use crate::audit::outcome;
+use crate::audit::{self, Audit, outcome};
+use crate::meta::{self, Meta, keys};
 
 impl Accounts {
     /// The keys in force.
@@ -32,7 +34,7 @@ impl Accounts {
     /// Has a new key sign from now on. The tokens of the one before are valid until they expire.
     ///
     /// # Errors
-    /// `Busy` after too many such changes within the life of a token; those of the key file.
+    /// `Busy` after too many such changes within the life of a token; those of the metadata and of the key file.
     pub async fn rotate_keys(&self, caller: &Caller, from: IpAddr) -> Result<SigningKeyList> {
         let result = {
             let _changing = self.changing.lock().await;
@@ -65,13 +67,56 @@ impl Accounts {
         result
     }
 
-    /// Keeps keys in the file, then uses them.
+    /// Keeps keys, then uses them.
     async fn put_keys(&self, keys: jwt::Keys) -> Result<()> {
-        let (path, text) = (self.key_file.clone(), keys.text());
-        tokio::task::spawn_blocking(move || write_secret(&path, text.as_bytes()))
-            .await
-            .map_err(|error| Error::internal("writing the signing keys").because(error))??;
+        let text = keys.text();
+        self.meta.commit(Vec::new(), vec![meta::put(keys::signing_keys(), &text)?]).await?;
+        if self.rules.keep_key_file {
+            write(&self.key_file, text).await?;
+        }
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
         Ok(())
     }
+
+    /// The keys of the file, since that is where an operator changes them; if there is none, those of the metadata, which survive the
+    /// daemon's disk; at the first start a new one. Then both have them, or the metadata alone if the file is not to be kept.
+    pub(super) async fn open_keys(
+        meta: &Meta,
+        audit: &Audit,
+        file: &Path,
+        keep_file: bool,
+    ) -> Result<jwt::Keys> {
+        let recorded: Option<String> = meta.get(&keys::signing_keys()).await?;
+        let found = jwt::Keys::read(file)?;
+        let in_file = found.is_some();
+        let keys = match (found, &recorded) {
+            (Some(keys), _) => keys,
+            (None, Some(text)) => jwt::Keys::parse(text)?,
+            (None, None) => jwt::Keys::draw()?,
+        };
+        let text = keys.text();
+        if recorded.as_ref() != Some(&text) {
+            meta.commit(Vec::new(), vec![meta::put(keys::signing_keys(), &text)?]).await?;
+            if recorded.is_some() {
+                log::warn!("{} has other keys than the metadata had: they count from now on", file.display());
+                audit.note(audit::DAEMON, "change signing keys", "", None, "ok").await;
+            }
+        }
+        match (in_file, keep_file) {
+            (false, true) => write(file, text).await?,
+            (true, false) => {
+                std::fs::remove_file(file)?;
+                log::info!("{} is removed: the keys in it are sealed in the metadata", file.display());
+            }
+            _ => {}
+        }
+        Ok(keys)
+    }
+}
+
+async fn write(file: &Path, text: String) -> Result<()> {
+    let file = file.to_owned();
+    tokio::task::spawn_blocking(move || write_secret(&file, text.as_bytes()))
+        .await
+        .map_err(|error| Error::internal("writing the signing keys").because(error))?
 }

@@ -1,4 +1,5 @@
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
@@ -57,6 +58,7 @@ struct World {
     clock: ManualClock,
     homes: Arc<FakeHomes>,
     key: PathBuf,
+    keep_key_file: bool,
     _directory: tempfile::TempDir,
 }
 
@@ -68,6 +70,7 @@ impl World {
             clock: ManualClock::at(1_800_000_000_000),
             homes: Arc::default(),
             key: directory.path().join("jwt.key"),
+            keep_key_file: true,
             _directory: directory,
         }
     }
@@ -78,7 +81,13 @@ impl World {
 
     async fn start_with(&self, password: Option<&str>) -> Result<Accounts> {
         let meta = Meta::open(Arc::new(self.store.clone())).await?;
-        let rules = Rules { token_ttl_s: 900, max_logins: 2, quota_bytes: None, quota_files: None };
+        let rules = Rules {
+            token_ttl_s: 900,
+            max_logins: 2,
+            quota_bytes: None,
+            quota_files: None,
+            keep_key_file: self.keep_key_file,
+        };
         let homes: Arc<dyn Homes> = self.homes.clone();
         let clock = Arc::new(self.clock.clone());
         let audit = Audit::open(&self.key.with_file_name("audit"), meta.clone(), clock.clone()).await?;
@@ -469,4 +478,61 @@ async fn a_weak_hash_is_renewed_at_the_next_login_and_no_secret_is_stored() {
                 && !value.windows(secret.len()).any(|part| part == secret)
         }));
     }
+}
+
+#[tokio::test]
+async fn signing_keys_survive_the_file_and_a_file_counts_more_than_the_record() {
+    let mut world = World::new();
+    let accounts = world.start().await;
+    let first = token_of_admin(&accounts).await;
+    let caller = admin(&accounts).await;
+    accounts.rotate_keys(&caller, HERE).await.unwrap();
+    let second = token_of_admin(&accounts).await;
+    let gone = token_of_admin(&accounts).await;
+    accounts.logout(&caller, &gone, HERE).await.unwrap();
+    let text = std::fs::read_to_string(&world.key).unwrap();
+    drop(accounts);
+    std::fs::remove_file(&world.key).unwrap();
+    let accounts = world.start().await;
+    for token in [&first, &second] {
+        assert!(accounts.authenticate(token).await.is_ok());
+    }
+    assert_eq!(kind(accounts.authenticate(&gone).await), ErrorKind::Unauthenticated);
+    assert_eq!(std::fs::read_to_string(&world.key).unwrap(), text);
+    let mode = std::fs::metadata(&world.key).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    // A dropped key stays dropped.
+    let keys = accounts.list_keys().keys;
+    accounts.drop_key(&caller, &keys[1].key_id, HERE).await.unwrap();
+    drop(accounts);
+    std::fs::remove_file(&world.key).unwrap();
+    let accounts = world.start().await;
+    assert_eq!(kind(accounts.authenticate(&first).await), ErrorKind::Unauthenticated);
+    assert!(accounts.authenticate(&second).await.is_ok());
+    drop(accounts);
+    // An operator's own file counts, and is recorded.
+    let own = format!("{}\n", hex::encode([7; 32]));
+    tandemfs::config::write_secret(&world.key, own.as_bytes()).unwrap();
+    let accounts = world.start().await;
+    assert_eq!(kind(accounts.authenticate(&second).await), ErrorKind::Unauthenticated);
+    let third = token_of_admin(&accounts).await;
+    let entries = accounts.audit.page(10, None).await.unwrap().entries;
+    assert!(entries.iter().any(|entry| entry.what == "change signing keys"), "{entries:?}");
+    drop(accounts);
+    std::fs::remove_file(&world.key).unwrap();
+    let accounts = world.start().await;
+    assert!(accounts.authenticate(&third).await.is_ok());
+    assert_eq!(std::fs::read_to_string(&world.key).unwrap(), own);
+    drop(accounts);
+    // Where the metadata is sealed there is no file, but one that was put there counts.
+    world.keep_key_file = false;
+    let accounts = world.start().await;
+    assert!(accounts.authenticate(&third).await.is_ok());
+    accounts.rotate_keys(&caller, HERE).await.unwrap();
+    assert!(!world.key.exists());
+    drop(accounts);
+    tandemfs::config::write_secret(&world.key, text.as_bytes()).unwrap();
+    let accounts = world.start().await;
+    assert!(accounts.authenticate(&second).await.is_ok());
+    assert!(!world.key.exists());
 }

@@ -9,8 +9,9 @@ use tandemfs::id::UserId;
 use tandemfs::{Error, Result};
 
 use super::record::{Account, ApiToken};
-use super::{Accounts, Caller, Pass, jwt, login};
+use super::{Accounts, Caller, Pass, login};
 use crate::meta::{self, Guard, Write, keys};
+use crate::random::random;
 
 /// How a token begins, so that people and scanners of secrets know it.
 pub(super) const PREFIX: &str = "tfs_";
@@ -56,7 +57,7 @@ impl Accounts {
         if new.expires_in_days.is_some_and(|days| !(1..=DAYS_MAX).contains(&days)) {
             return Err(Error::invalid(format!("a token expires after 1 to {DAYS_MAX} days")));
         }
-        let secret = format!("{PREFIX}{}", hex::encode(jwt::random::<32>()?));
+        let secret = format!("{PREFIX}{}", hex::encode(random::<32>()?));
         let hash = hash(&secret);
         let now = self.clock.now();
         let _changing = self.changing.lock().await;
@@ -65,7 +66,7 @@ impl Accounts {
         }
         let account = self.load(caller.user).await?.ok_or_else(|| Error::not_found("user"))?;
         let token = ApiToken {
-            id: hex::encode(jwt::random::<8>()?),
+            id: hex::encode(random::<8>()?),
             name: new.name.clone(),
             user: caller.user,
             generation: account.generation,

@@ -21,11 +21,13 @@ pub(super) struct Limits {
     pub(super) file_bytes: u64,
     /// Files that are kept, the one in use included.
     pub(super) files: usize,
+    /// Entries that the metadata has as well.
+    pub(super) rows: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { file_bytes: 4 << 20, files: 32 }
+        Self { file_bytes: 4 << 20, files: 32, rows: 65_536 }
     }
 }
 
@@ -97,6 +99,15 @@ impl Files {
         &self.directory
     }
 
+    pub(super) fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Whether there are none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.last.is_none()
+    }
+
     pub(super) fn head(&self) -> Head {
         self.head.clone()
     }
@@ -107,25 +118,46 @@ impl Files {
         entry.previous.clone_from(&self.head.hash);
         let line = serde_json::to_string(&entry)
             .map_err(|error| Error::internal("an audit entry").because(error))?;
+        self.write(entry.number, &line, true)?;
+        Ok(line)
+    }
+
+    /// Adds a line that is the entry `number`; with `sync` durably.
+    pub(super) fn write(&mut self, number: u64, line: &str, sync: bool) -> Result<()> {
         if self.last.as_ref().is_none_or(|(_, bytes)| *bytes >= self.limits.file_bytes) {
-            self.begin(entry.number)?;
+            self.begin(number)?;
         }
         let (file, bytes) = self.last.as_mut().ok_or_else(|| Error::internal("no audit file"))?;
-        let written = file.write_all(format!("{line}\n").as_bytes()).and_then(|()| file.sync_data());
-        if let Err(error) = written {
+        let written = file.write_all(format!("{line}\n").as_bytes());
+        if let Err(error) = written.and_then(|()| if sync { file.sync_data() } else { Ok(()) }) {
             // What is left of the line must not stand before the next one.
             file.set_len(*bytes)?;
             return Err(error.into());
         }
         *bytes += line.len() as u64 + 1;
-        self.head.number = entry.number;
+        self.head.number = number;
         self.head.hash = hash(line.as_bytes());
-        Ok(line)
+        Ok(())
+    }
+
+    /// Gives the directory another name, under which there may be an empty one, when all is on stable storage.
+    pub(super) fn rename(self, to: &Path) -> Result<()> {
+        if let Some((file, _)) = &self.last {
+            file.sync_data()?;
+        }
+        std::fs::rename(&self.directory, to)?;
+        if let Some(parent) = to.parent() {
+            File::open(parent)?.sync_all()?;
+        }
+        Ok(())
     }
 
     /// Begins another file, and removes the oldest if there are too many.
     fn begin(&mut self, number: u64) -> Result<()> {
         let path = self.directory.join(format!("{number:020}{SUFFIX}"));
+        if let Some((file, _)) = &self.last {
+            file.sync_data()?;
+        }
         let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
         let bytes = file.metadata()?.len();
         let mut kept = list(&self.directory)?;
@@ -172,6 +204,35 @@ pub(super) fn lines(path: &Path) -> Result<impl Iterator<Item = Result<Vec<u8>>>
             }
         }
     }))
+}
+
+/// Removes a directory with all that is in it, if there is one.
+pub(super) fn remove(directory: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Up to `limit` lines with numbers above `after`, the oldest first. Those that make no sense are left out.
+pub(super) fn read_after(directory: &Path, after: u64, limit: usize) -> Result<Vec<(u64, String)>> {
+    let all = list(directory)?;
+    let mut found = Vec::new();
+    // The last one that begins at or before the first line that is wanted, and those behind it.
+    let first = all.iter().rposition(|(first, _)| *first <= after + 1).unwrap_or(0);
+    for (_, path) in all.get(first..).unwrap_or_default() {
+        for line in lines(path)? {
+            let line = line?;
+            let Ok(entry) = serde_json::from_slice::<AuditEntry>(&line) else { continue };
+            if entry.number > after && found.len() < limit {
+                found.extend(String::from_utf8(line).ok().map(|line| (entry.number, line)));
+            }
+        }
+        if found.len() == limit {
+            break;
+        }
+    }
+    Ok(found)
 }
 
 /// Up to `limit` entries with numbers below `before`, the newest first. Lines that make no sense are left out.

@@ -4,9 +4,13 @@
 //! that a line that is changed, cut out or cut off is missed ([`Audit::verify`]). An entry is on stable storage before the
 //! request that it tells of is answered. The oldest file is removed when there are too many. That a line cannot be written keeps
 //! nobody from working: it is in the daemon's log, and `status` warns.
+//!
+//! The metadata gets the newest lines as well, with the end of the chain, in a commit that nobody waits for. When the files are gone they
+//! are made anew from that (docs/decisions/0009-secrets.md).
 
 mod chain;
 mod files;
+mod rows;
 #[cfg(test)]
 mod tests;
 
@@ -21,7 +25,8 @@ use tandemfs::{Error, Result};
 use tokio::sync::Mutex;
 
 use self::files::{Files, Limits};
-use crate::meta::{self, Meta, keys};
+use self::rows::Rows;
+use crate::meta::Meta;
 use crate::metrics::COUNTERS;
 
 /// Characters of each field that are kept.
@@ -33,10 +38,15 @@ pub const DAEMON: &str = "tandemd";
 /// The audit log of one daemon.
 #[derive(Debug)]
 pub struct Audit {
-    meta: Meta,
     clock: Arc<dyn Clock>,
-    files: Arc<Mutex<Files>>,
+    open: Arc<Mutex<Open>>,
     failing: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Open {
+    files: Files,
+    rows: Rows,
 }
 
 /// What came of something, as the log has it.
@@ -69,10 +79,35 @@ impl Audit {
     }
 
     async fn open_with(directory: &Path, meta: Meta, clock: Arc<dyn Clock>, limits: Limits) -> Result<Self> {
-        let head = meta.get(&keys::audit_head()).await?;
-        let directory = directory.to_owned();
-        let files = blocking(move || Files::open(directory, head, limits)).await?;
-        Ok(Self { meta, clock, files: Arc::new(Mutex::new(files)), failing: AtomicBool::new(false) })
+        let mut head = rows::head(&meta).await?;
+        let open = |head| {
+            let directory = directory.to_owned();
+            blocking(move || Files::open(directory, head, limits))
+        };
+        let mut files = open(head.clone()).await?;
+        let mut restored = None;
+        if files.is_empty() && files.head().number > 0 {
+            match rows::rebuild(&meta, directory, limits).await {
+                Ok(Some(first)) => {
+                    head = head.map(|head| files::Head { first, ..head });
+                    files = open(head).await?;
+                    restored = Some(format!("entries {first} to {}", files.head().number));
+                }
+                Ok(None) => {}
+                Err(error) => log::error!("the audit log cannot be made anew from the metadata: {error:?}"),
+            }
+        }
+        let mut rows = Rows::open(meta).await?;
+        while let Some(stored) = rows.follow(&files, None).await? {
+            stored.await?;
+        }
+        let open = Arc::new(Mutex::new(Open { files, rows }));
+        let audit = Self { clock, open, failing: AtomicBool::new(false) };
+        if let Some(entries) = restored {
+            log::warn!("the audit log was gone: {entries} are made anew from the metadata");
+            audit.note(DAEMON, "restore audit log", &entries, None, "ok").await;
+        }
+        Ok(audit)
     }
 
     /// Adds an entry; it is on stable storage when this returns.
@@ -99,18 +134,18 @@ impl Audit {
     }
 
     async fn write(&self, entry: AuditEntry) -> Result<()> {
-        let mut files = Arc::clone(&self.files).lock_owned().await;
-        let (files, line, head) = blocking(move || {
-            let line = files.append(entry)?;
-            let head = files.head();
-            Ok((files, line, head))
+        let open = Arc::clone(&self.open).lock_owned().await;
+        let (mut open, line) = blocking(move || {
+            let mut open = open;
+            let line = open.files.append(entry)?;
+            Ok((open, line))
         })
         .await?;
         log::info!(target: "audit", "{line}");
         // In the order of the entries, since the files are still ours. Nobody waits for it: until it is stored, the end of the
         // file is ahead of what the metadata knows, which is no fault.
-        let stored = self.meta.submit(self.meta.generation(), vec![meta::put(keys::audit_head(), &head)?])?;
-        drop((files, stored));
+        let Open { files, rows } = &mut *open;
+        drop(rows.follow(files, Some(&line)).await?);
         Ok(())
     }
 
@@ -132,7 +167,7 @@ impl Audit {
             Some(text) => text.parse::<u64>().map_err(|_| Error::invalid("the cursor is not one of ours"))?,
             None => u64::MAX,
         };
-        let directory = self.files.lock().await.directory().to_owned();
+        let directory = self.open.lock().await.files.directory().to_owned();
         let mut entries = blocking(move || files::read_before(&directory, before, limit + 1)).await?;
         let more = entries.len() > limit;
         entries.truncate(limit);
@@ -145,7 +180,7 @@ impl Audit {
     /// # Errors
     /// Those of the files.
     pub async fn verify(&self) -> Result<AuditCheck> {
-        let files = Arc::clone(&self.files).lock_owned().await;
-        blocking(move || chain::check(files.directory(), &files.head())).await
+        let open = Arc::clone(&self.open).lock_owned().await;
+        blocking(move || chain::check(open.files.directory(), &open.files.head())).await
     }
 }

@@ -9,8 +9,9 @@ use tandemfs::clock::ManualClock;
 
 use super::files::{Limits, hash, no_hash};
 use super::{Audit, FIELD_MAX};
-use crate::meta::Meta;
+use crate::meta::faulty::{Failure, FaultyStore, Switches};
 use crate::meta::memory::MemoryStore;
+use crate::meta::{self, Meta, MetaStore as _, keys};
 
 struct World {
     store: MemoryStore,
@@ -36,7 +37,8 @@ impl World {
 
     /// Ends a run in good order: the metadata knows the last entry.
     async fn stop(audit: Audit) {
-        audit.meta.close().await;
+        let meta = audit.open.lock().await.rows.meta.clone();
+        meta.close().await;
     }
 
     async fn with_entries(count: u64) -> (Self, Audit) {
@@ -154,7 +156,7 @@ async fn the_chain_goes_on_after_a_restart_and_a_gap_stays_to_be_seen() {
 #[tokio::test]
 async fn old_files_go_and_pages_lead_through_all_others() {
     let mut world = World::new();
-    world.limits = Limits { file_bytes: 1000, files: 3 };
+    world.limits = Limits { file_bytes: 1000, files: 3, ..Limits::default() };
     let audit = world.open().await;
     for number in 1..=40 {
         note(&audit, number).await;
@@ -196,7 +198,7 @@ async fn what_strangers_send_is_cut_short_and_forges_no_line() {
 
 #[tokio::test]
 async fn a_log_that_cannot_be_written_is_told_of_and_stops_nobody() {
-    let (world, audit) = World::with_entries(2).await;
+    let (world, audit) = World::with_entries(0).await;
     fs::remove_dir_all(world.path()).unwrap();
     drop(audit);
     fs::write(world.path(), "in the way").unwrap();
@@ -210,4 +212,78 @@ async fn a_log_that_cannot_be_written_is_told_of_and_stops_nobody() {
     fs::create_dir(world.path()).unwrap();
     note(&audit, 3).await;
     assert!(!audit.is_failing());
+}
+
+/// The numbers that the metadata has lines of.
+async fn rows(world: &World) -> Vec<u64> {
+    let (from, to) = keys::all_audit_lines();
+    let pairs = world.store.scan(&from, &to, 1000).await.unwrap();
+    pairs.iter().map(|(key, _)| keys::audit_line_number(key).unwrap()).collect()
+}
+
+#[tokio::test]
+async fn files_that_are_gone_are_made_anew_from_the_metadata_which_keeps_the_newest_lines() {
+    let mut world = World::new();
+    world.limits = Limits { file_bytes: 1000, files: 32, rows: 12 };
+    let audit = world.open().await;
+    for number in 1..=40 {
+        note(&audit, number).await;
+    }
+    let before = world.text();
+    World::stop(audit).await;
+    assert_eq!(rows(&world).await, (29..=40).collect::<Vec<_>>());
+    fs::remove_dir_all(world.path()).unwrap();
+    // What an attempt that was cut off has left is in nobody's way.
+    let draft = world.path().with_extension("restoring");
+    fs::create_dir(&draft).unwrap();
+    fs::write(draft.join("00000000000000000001.jsonl"), "{}\n").unwrap();
+    let audit = world.open().await;
+    assert!(
+        before.ends_with(&world.text().lines().take(12).map(|line| format!("{line}\n")).collect::<String>())
+    );
+    note(&audit, 42).await;
+    let check = audit.verify().await.unwrap();
+    assert_eq!((check.entries, check.first, check.last, check.whole), (14, 29, 42, true), "{check:?}");
+    let told = audit.page(2, None).await.unwrap().entries.remove(1);
+    assert_eq!((told.what.as_str(), told.object.as_str()), ("restore audit log", "entries 29 to 40"));
+    World::stop(audit).await;
+    assert_eq!(rows(&world).await, (31..=42).collect::<Vec<_>>());
+    // Where the log begins now is remembered.
+    let audit = world.open().await;
+    assert_eq!(faults(&audit).await, []);
+    assert!(!draft.exists());
+}
+
+#[tokio::test]
+async fn lines_whose_commit_failed_are_put_into_the_metadata_with_a_later_one() {
+    let world = World::new();
+    let switches = Switches::new();
+    let store = FaultyStore::new(Arc::new(world.store.clone()), switches.clone());
+    let meta = Meta::open(Arc::new(store)).await.unwrap();
+    let clock = Arc::new(ManualClock::at(1_800_000_000_000));
+    let audit = Audit::open_with(&world.path(), meta.clone(), clock, world.limits).await.unwrap();
+    note(&audit, 1).await;
+    meta.commit(Vec::new(), Vec::new()).await.unwrap();
+    switches.fail_commits(0, 2, Failure::Refused);
+    for number in 2..=4 {
+        note(&audit, number).await;
+        let _ = meta.commit(Vec::new(), Vec::new()).await;
+    }
+    World::stop(audit).await;
+    assert_eq!(rows(&world).await, [1, 2, 3, 4]);
+    // So are those that were on their way when a run ended.
+    let audit = world.open().await;
+    World::stop(audit).await;
+    let meta = Meta::open(Arc::new(world.store.clone())).await.unwrap();
+    let mut head = super::rows::head(&meta).await.unwrap().unwrap();
+    head.number = 2;
+    let writes = vec![
+        meta::put(keys::audit_head(), &head).unwrap(),
+        meta::remove(keys::audit_line(3)),
+        meta::remove(keys::audit_line(4)),
+    ];
+    meta.commit(Vec::new(), writes).await.unwrap();
+    let audit = world.open().await;
+    assert_eq!(rows(&world).await, [1, 2, 3, 4]);
+    assert_eq!(faults(&audit).await, []);
 }

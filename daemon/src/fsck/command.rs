@@ -20,6 +20,7 @@ use crate::meta::MetaStore;
 use crate::meta::sqlite::SqliteStore;
 use crate::options::Options;
 use crate::replicate::NodeSetup;
+use crate::seal::{Passphrases, SealedStore};
 use crate::segments::disk::DiskSegments;
 use crate::settings::Settings;
 
@@ -79,6 +80,7 @@ impl Fsck {
             return Err(Error::not_found(format!("{}: no data of a daemon", data.display())));
         }
         let _lock = take(data)?;
+        let passphrases = Passphrases::read(&self.settings)?;
         let mut report = Report::default();
         let (nodes, has_journal) = self.nodes(&mut report)?;
         let clock = Arc::new(SystemClock);
@@ -86,6 +88,7 @@ impl Fsck {
         let parts = Parts { nodes, has_journal, scratch: Scratch::new(data)?, clock, now };
         let Some(engine) = self.engine(has_journal, &mut report).await? else { return Ok(report) };
         let (store, journal, mut report) = self.journal(&parts, Arc::new(engine), report).await?;
+        let store: Arc<dyn MetaStore> = Arc::new(SealedStore::join(store, &passphrases).await?);
         let counts = parts.scratch.store("counts.db")?;
         let all = parts.nodes.iter().map(|node| (node.id, node.store.clone())).collect();
         let stores = Stores::new(store.as_ref(), all, self.deep).await?;

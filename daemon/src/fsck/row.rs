@@ -11,7 +11,7 @@ use crate::meta::record::{self, Block, References};
 use crate::replicate::NodeRecord;
 
 /// The kinds of keys that are nothing but looked through: their records belong to other parts of the daemon.
-const OTHERS: &[u8] = b"acefhijknqstuw";
+const OTHERS: &[u8] = b"acefhijkmnpqstuwy";
 
 /// What a key names.
 #[derive(Clone, Debug, PartialEq, Eq)]

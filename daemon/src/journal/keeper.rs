@@ -333,7 +333,7 @@ impl Inner {
     }
 
     /// Removes what is not needed any more from all nodes that are in use; from others when they come back.
-    async fn remove_surplus(&self) -> Result<()> {
+    pub(super) async fn remove_surplus(&self) -> Result<()> {
         let surplus = self.shelf().surplus(self.now_ms(), self.rules.keep_ms);
         for number in surplus {
             for node in self.nodes.in_use() {

@@ -342,4 +342,13 @@ impl MetaStore for Journal {
     fn copies(&self) -> Vec<NodeId> {
         self.0.shelf().newest_nodes().iter().copied().collect()
     }
+
+    async fn forget(&self) -> Result<()> {
+        // As many snapshots as are kept: nothing of before is needed any more then.
+        for _ in 0..keeper::SNAPSHOTS {
+            self.0.snapshot().await?;
+        }
+        self.0.remove_surplus().await?;
+        self.0.engine.forget().await
+    }
 }

@@ -401,6 +401,35 @@ async fn an_engine_that_was_there_before_the_journal_gets_a_snapshot() {
     assert_eq!(want.len(), 2);
 }
 
+#[tokio::test]
+async fn what_is_to_be_forgotten_is_on_no_node_any_more() {
+    let mut site = Site::new();
+    let holds = |site: &Site, part: &[u8]| {
+        let in_segments = |disk: &MemorySegments| {
+            disk.segments().values().any(|segment| segment.windows(part.len()).any(|window| window == part))
+        };
+        site.disks.iter().any(in_segments)
+    };
+    for round in 0..3 {
+        let journal = site.start().await;
+        put(&journal, "key", "an old secret").await.unwrap();
+        journal.tend(round).await.unwrap();
+    }
+    let journal = site.start().await;
+    put(&journal, "key", "sealed").await.unwrap();
+    assert!(holds(&site, b"an old secret"));
+    journal.forget().await.unwrap();
+    assert!(!holds(&site, b"an old secret") && holds(&site, b"sealed"));
+    put(&journal, "more", "1").await.unwrap();
+    let want = pairs(&site.engine).await;
+    drop(journal);
+    for nodes in [[0, 1], [1, 2], [0, 2]] {
+        site.lose_engine();
+        site.start_on(&nodes).await.unwrap();
+        assert_eq!(pairs(&site.engine).await, want, "from {nodes:?}");
+    }
+}
+
 /// Lives of a daemon on nodes that fail and tear, ended at any moment; the engine loses its end, or all. After each: what was acknowledged is
 /// there, what was refused is not, and what is in doubt is wholly there or not at all.
 #[tokio::test(start_paused = true)]

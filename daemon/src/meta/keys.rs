@@ -15,8 +15,10 @@
 //! | `j` job | a job |
 //! | `k` expiry id | empty: a JWT that was logged out before it expired |
 //! | `l` volume | [`super::record::Volume`] |
+//! | `m` | the lock of what is sealed |
 //! | `n` name | the id of the user who has that name |
 //! | `o` node | a node |
+//! | `p` number | a line of the audit log |
 //! | `q` | which journal the engine follows, and up to where |
 //! | `r` volume block | [`super::record::References`] |
 //! | `s` session | [`super::record::Session`] |
@@ -24,6 +26,7 @@
 //! | `u` user | a user |
 //! | `v` volume kind … | a record of the volume's tree |
 //! | `w` session slot | the answer to a batch |
+//! | `y` | the keys that sign the tokens of logins |
 
 use tandemfs::id::{BlockId, Ino, JobId, NodeId, SessionId, UserId, VolumeId};
 use tandemfs::tree;
@@ -41,6 +44,21 @@ fn key(kind: u8, parts: &[&[u8]]) -> Key {
 /// Where the chain of the audit log ends.
 pub fn audit_head() -> Key {
     key(b'a', &[])
+}
+
+/// A line of the audit log.
+pub fn audit_line(number: u64) -> Key {
+    key(b'p', &[&number.to_be_bytes()])
+}
+
+/// The keys of all lines of the audit log: from, to.
+pub fn all_audit_lines() -> (Key, Key) {
+    (key(b'p', &[]), key(b'p' + 1, &[]))
+}
+
+/// The number of the line whose [`audit_line`] key it is.
+pub fn audit_line_number(key: &[u8]) -> Option<u64> {
+    Some(u64::from_be_bytes(key.strip_prefix(b"p")?.try_into().ok()?))
 }
 
 /// A record of a volume's tree.
@@ -193,6 +211,25 @@ pub fn parse_revoked(key: &[u8]) -> Option<(u64, String)> {
 /// Failed logins of an account or an address.
 pub fn login_failures(of: &str) -> Key {
     key(b'f', &[of.as_bytes()])
+}
+
+/// The lock of what is sealed.
+pub fn seal() -> Key {
+    key(b'm', &[])
+}
+
+/// The kinds of records whose values are sealed where sealing is on: lines of the audit log, volumes with their keys, users with the
+/// hashes of their passwords, signing keys.
+pub const SECRET: [u8; 4] = *b"lpuy";
+
+/// Whether a key is one of a [`SECRET`] record.
+pub fn is_secret(key: &[u8]) -> bool {
+    key.first().is_some_and(|kind| SECRET.contains(kind))
+}
+
+/// The keys that sign the tokens of logins.
+pub fn signing_keys() -> Key {
+    key(b'y', &[])
 }
 
 /// A node.

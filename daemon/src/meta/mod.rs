@@ -69,4 +69,10 @@ pub trait MetaStore: Send + Sync + Debug {
     fn copies(&self) -> Vec<NodeId> {
         Vec::new()
     }
+
+    /// Leaves nothing of values that were replaced or removed before, as far as that is in its hands: for once, when a secret must not lie
+    /// around any more. It may write anew all that there is.
+    async fn forget(&self) -> Result<()> {
+        Ok(())
+    }
 }

@@ -9,6 +9,8 @@ use tandemfs::id::{BlockId, Ino, NodeId, SessionId, UserId, VolumeId, VolumeKey}
 use tandemfs::{Error, Result, codec};
 
 const VERSION: u8 = 1;
+/// The first byte of a value that is sealed ([`crate::seal`]), whose record is inside.
+pub const SEALED: u8 = 2;
 const CHECK: usize = 8;
 
 fn check(key: &[u8], body: &[u8]) -> [u8; CHECK] {
@@ -39,6 +41,9 @@ pub fn encode<T: Serialize + ?Sized>(key: &[u8], record: &T) -> Result<Vec<u8>> 
 /// `Corrupt` when it is damaged or belongs under another key.
 pub fn decode<T: DeserializeOwned>(key: &[u8], value: &[u8]) -> Result<T> {
     let corrupt = |what: &str| Error::corrupt(format!("metadata record {}: {what}", hex::encode(key)));
+    if value.first() == Some(&SEALED) {
+        return Err(corrupt("it is sealed"));
+    }
     let (body, stored) = value.split_last_chunk::<CHECK>().ok_or_else(|| corrupt("too short"))?;
     if check(key, body) != *stored {
         return Err(corrupt("wrong checksum"));

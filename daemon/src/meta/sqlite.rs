@@ -286,6 +286,18 @@ impl MetaStore for SqliteStore {
         let inner = self.0.clone();
         blocking(move || inner.commit(&guards, &writes)).await
     }
+
+    async fn forget(&self) -> Result<()> {
+        let inner = self.0.clone();
+        blocking(move || {
+            // What is free in pages, and in the log, has what was there before. The copy may be too large for memory.
+            let rewritten = lock(&inner.writer).execute_batch(
+                "PRAGMA temp_store = FILE; VACUUM; PRAGMA temp_store = MEMORY; PRAGMA wal_checkpoint(TRUNCATE);",
+            );
+            rewritten.map_err(|error| meaning(&error, "writing it anew"))
+        })
+        .await
+    }
 }
 
 #[cfg(test)]

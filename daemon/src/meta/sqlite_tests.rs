@@ -264,3 +264,24 @@ async fn a_read_sees_one_moment() {
     }
     reader.await.unwrap();
 }
+
+#[tokio::test]
+async fn what_was_replaced_is_not_in_the_files_once_they_are_written_anew() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("meta.db");
+    let store = SqliteStore::open(&path).unwrap();
+    let rows = |value: &str| (0..2_000).map(|n| write(&format!("key {n}"), value)).collect::<Vec<_>>();
+    store.commit(Vec::new(), rows("an old secret")).await.unwrap();
+    store.commit(Vec::new(), rows("sealed")).await.unwrap();
+    let holds = |path: &Path, part: &[u8]| {
+        fs::read(path).unwrap_or_default().windows(part.len()).any(|window| window == part)
+    };
+    let is_found = |part: &[u8]| ["", "-wal"].iter().any(|suffix| holds(&beside(&path, suffix), part));
+    assert!(is_found(b"an old secret"));
+    store.forget().await.unwrap();
+    assert!(!is_found(b"an old secret") && is_found(b"sealed"));
+    store.commit(Vec::new(), rows("later")).await.unwrap();
+    let all = store.scan(b"key", b"kez", 10_000).await.unwrap();
+    assert!(all.len() == 2_000 && all.iter().all(|(_, value)| value == b"later"));
+    store.check().await.unwrap();
+}

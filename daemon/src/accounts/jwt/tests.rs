@@ -3,6 +3,7 @@ use base64::Engine as _;
 use jsonwebtoken::{Algorithm, EncodingKey};
 use serde_json::{Value, json};
 use std::os::unix::fs::PermissionsExt as _;
+use tandemfs::config::write_secret;
 
 const NOW: u64 = 1_800_000_000;
 const TTL: u64 = 900;
@@ -150,17 +151,18 @@ fn an_old_key_verifies_until_it_is_taken_out() {
 fn a_key_file_is_private_and_its_keys_are_long() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("new/jwt.key");
-    let first = Keys::open(&path).unwrap();
+    assert!(Keys::read(&path).unwrap().is_none());
+    let first = Keys::draw().unwrap();
     let (token, _) = first.sign(3, 1, NOW, TTL).unwrap();
-    assert!(Keys::open(&path).unwrap().verify(&token, NOW, TTL).is_some(), "the key is kept");
-    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    write_secret(&path, first.text().as_bytes()).unwrap();
+    assert!(Keys::read(&path).unwrap().unwrap().verify(&token, NOW, TTL).is_some(), "the key is kept");
 
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
-    assert!(Keys::open(&path).unwrap_err().subject().contains("chmod 600"));
+    assert!(Keys::read(&path).unwrap_err().subject().contains("chmod 600"));
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
     for bad in ["changeme", "", "00", &"0".repeat(62), &"x".repeat(64)] {
         std::fs::write(&path, bad).unwrap();
-        assert!(Keys::open(&path).is_err(), "{bad:?}");
+        assert!(Keys::read(&path).is_err(), "{bad:?}");
     }
 }
 
