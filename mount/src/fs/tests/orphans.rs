@@ -132,7 +132,7 @@ async fn what_is_replaced_while_the_kernel_opens_it_can_be_opened_when_that_has_
     let handle = one.open_file(ROOT, second, libc::O_RDONLY).await.unwrap();
     assert_eq!(one.read(handle, 0, 10).await.unwrap(), &b"second"[..]);
     one.release(handle).await;
-    sleep(Duration::from_secs(2)).await;
+    sleep(Duration::from_secs(6)).await;
     assert!(!is_left(&daemon, second), "nothing holds it any more");
     // Who has not met this holds nothing.
     let third = one.lookup(Ino::ROOT, b"name").await.unwrap().inode.ino;
