@@ -7,7 +7,7 @@ use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tandemd::journal::{Journal, JournalNode, Rules};
 use tandemd::meta::sqlite::SqliteStore;
@@ -17,6 +17,7 @@ use tandemd::segments::disk::DiskSegments;
 use tandemfs::Result;
 use tandemfs::clock::SystemClock;
 use tandemfs::id::NodeId;
+use tokio::time::Instant;
 
 const CLIENTS: [usize; 4] = [1, 4, 16, 64];
 const ROUNDS: usize = 5;

@@ -30,10 +30,11 @@ use async_trait::async_trait;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tandemfs::clock::Clock;
 use tandemfs::id::NodeId;
 use tandemfs::{Error, ErrorKind, Result};
+use tokio::time::Instant;
 
 use crate::meta::{Guard, Key, MetaStore, Value, Write, keys};
 use crate::metrics::COUNTERS;

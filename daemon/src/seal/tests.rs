@@ -140,7 +140,7 @@ async fn a_sealed_record_is_not_taken_for_another_one() {
     let [one, two] = [1, 2].map(|id| keys::volume(VolumeId(id)));
     let stolen = engine.get_many(std::slice::from_ref(&one)).await.unwrap().remove(0);
     engine.commit(Vec::new(), vec![Write { key: two.clone(), value: stolen }]).await.unwrap();
-    assert_eq!(store.get_many(&[two.clone()]).await.unwrap_err().kind(), ErrorKind::Corrupt);
+    assert_eq!(store.get_many(std::slice::from_ref(&two)).await.unwrap_err().kind(), ErrorKind::Corrupt);
     assert_eq!(store.scan(&one, b"m", 5).await.unwrap_err().kind(), ErrorKind::Corrupt);
     // Nor does a guard on it hold.
     let guard = Guard { key: two, value: put(one, &volume(1)).unwrap().value };
