@@ -92,7 +92,7 @@ async fn open(directory: &Path) -> Result<Meta> {
     };
     let nodes = (1..=3).map(node).collect::<Result<Vec<_>>>()?;
     let rules = Rules { copies: 2, min_copies: 1, snapshot_bytes: u64::MAX, keep_ms: 0, new_journal: 1 };
-    let engine = Arc::new(SqliteStore::open(&directory.join("meta.db"))?);
+    let engine = Arc::new(SqliteStore::open(directory.join("meta.db"))?);
     Meta::open(Arc::new(Journal::open(engine, nodes, rules, Arc::new(SystemClock)).await?)).await
 }
 
