@@ -236,15 +236,19 @@ impl Delegations {
         self.changed.notify_waiters();
     }
 
-    /// When there are too many, and none are being returned for that: all that may be. [`Delegations::reduced`] says that they have been.
+    /// When there are too many: all that may be returned.
     fn superfluous(&self) -> Vec<Ino> {
-        let mut inner = self.inner();
-        if inner.files.len() <= DELEGATIONS_MAX || inner.reducing {
+        let inner = self.inner();
+        if inner.files.len() <= DELEGATIONS_MAX {
             return Vec::new();
         }
-        inner.reducing = true;
         let is_idle = |state: &State| matches!(state, State::Held { users: 0, .. });
         inner.files.iter().filter(|(_, state)| is_idle(state)).map(|(ino, _)| *ino).collect()
+    }
+
+    /// Whether nobody is returning superfluous ones. If so, the caller is from then on, until [`Delegations::reduced`].
+    fn reduce(&self) -> bool {
+        !std::mem::replace(&mut self.inner().reducing, true)
     }
 
     fn reduced(&self) {
@@ -352,17 +356,26 @@ impl Data {
 
     /// Returns those that are not in use when there are too many.
     pub(super) fn return_superfluous(self: &Arc<Self>) {
-        let mut superfluous = self.session.delegations.superfluous();
-        if superfluous.is_empty() {
+        let mut superfluous = self.superfluous();
+        if superfluous.is_empty() || !self.session.delegations.reduce() {
             return;
         }
-        superfluous.retain(|ino| self.get(*ino).is_none());
-        superfluous.truncate(DELEGATIONS_MAX - DELEGATIONS_KEPT);
         let data = Arc::clone(self);
         tokio::spawn(async move {
-            Arc::clone(&data).return_files(superfluous).await;
+            // More may come than are returned meanwhile.
+            while !superfluous.is_empty() {
+                Arc::clone(&data).return_files(superfluous).await;
+                superfluous = data.superfluous();
+            }
             data.session.delegations.reduced();
         });
+    }
+
+    fn superfluous(&self) -> Vec<Ino> {
+        let mut superfluous = self.session.delegations.superfluous();
+        superfluous.retain(|ino| self.get(*ino).is_none());
+        superfluous.truncate(DELEGATIONS_MAX - DELEGATIONS_KEPT);
+        superfluous
     }
 }
 
