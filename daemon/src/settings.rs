@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use tandemfs::api::fs::INLINE_MAX;
 use tandemfs::{Error, Result};
 use utoipa::ToSchema;
 
@@ -37,6 +38,8 @@ pub struct Settings {
     /// For so many seconds back `tandemd restore --until` can bring back any moment: nothing collects a block, and no part of the journal is
     /// removed, that is needed for it.
     pub restore_window_s: u64,
+    /// Blocks of at most so many bytes come with the commit that names them and lie in the metadata until they are packed; 0 for none.
+    pub inline_bytes: u32,
     /// How often garbage is collected, in seconds.
     pub collect_interval_s: u64,
     /// How long a node may be failed before its copies are made anew on others, in seconds.
@@ -103,6 +106,7 @@ impl Default for Settings {
             lease_ms: 15_000,
             grace_s: 600,
             restore_window_s: 0,
+            inline_bytes: 0,
             collect_interval_s: 60,
             heal_delay_s: 600,
             scrub_interval_s: 7 * 86_400,
@@ -137,6 +141,7 @@ impl Settings {
     pub fn check(&self) -> Result<()> {
         let wrong = [
             (self.replicas < 1, "replicas: at least 1"),
+            (self.inline_bytes as usize > INLINE_MAX, "inline_bytes: at most 32768"),
             (self.min_replicas < 1 || self.min_replicas > self.replicas, "min_replicas: from 1 to replicas"),
             (self.nodes < self.replicas, "nodes: at least as many as replicas"),
             (self.nodes > 1000, "nodes: at most 1000"),

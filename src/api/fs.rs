@@ -87,6 +87,9 @@ pub struct SessionGrant {
     pub lease_ms: u64,
     /// What the volume uses and may use.
     pub usage: Usage,
+    /// Blocks of at most so many bytes had better come with a batch ([`Batch::blocks`]); 0 for none.
+    #[serde(default)]
+    pub inline_bytes: u32,
     /// The socket for reads by clients on the daemon's machine ([`crate::short_circuit`]), if there is one.
     pub short_circuit: Option<String>,
 }

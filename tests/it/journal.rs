@@ -202,3 +202,49 @@ fn a_moment_of_the_past_is_brought_back() {
     mount.unmount();
     restored.wait_healthy();
 }
+
+/// Small files ride in the journal: what was synced is there after the daemon and its disk are gone, with any node, and is packed.
+#[test]
+fn small_files_ride_in_the_journal() {
+    let outside = tempfile::TempDir::with_prefix("tandem-it-").unwrap();
+    let settings = "inline_bytes = 32768\nlease_ms = 3000\n";
+    let mut cluster = Cluster::at(outside.path(), &["--config", &super::damage::config(settings)]);
+    let mount = cluster.mount("m");
+    sh(
+        mount.path(),
+        "mkdir d; for i in $(seq 200); do head -c $((i * 100)) /dev/zero | tr '\\0' x > d/f$i; sync d/f$i; done",
+    );
+    let objects =
+        |cluster: &Cluster| (1..=3).map(|node| super::damage::objects(cluster, node).len()).sum::<usize>();
+    assert_eq!(objects(&cluster), 0, "they lie in the journal");
+    let check = "for i in $(seq 200); do [ $(tr -d x < d/f$i | wc -c) = 0 ] && [ $(stat -c %s d/f$i) = $((i * 100)) ] || exit 1; done";
+    sh(mount.path(), check);
+    cluster.kill();
+    lose_disk(&cluster.data());
+    sh(&cluster.data(), "rm -rf nodes/2");
+    cluster.launch();
+    cluster.tandem(&["admin", "repair-node", "2"]);
+    sh(mount.path(), &format!("{check}; echo more > d/f7; sync d/f7"));
+    // More than is left there is packed.
+    sh(
+        mount.path(),
+        "mkdir e; for i in $(seq 800); do head -c 30000 /dev/urandom > e/f$i; done; sync; md5sum e/* > sums; sync",
+    );
+    for _ in 0..300 {
+        if objects(&cluster) > 0 {
+            break;
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    assert!((2..=40).contains(&objects(&cluster)), "{} objects", objects(&cluster));
+    mount.unmount();
+    cluster.wait_healthy();
+    super::damage::nodes_hold_what_is_claimed(&mut cluster);
+    let mount = cluster.mount("again");
+    sh(mount.path(), "md5sum -c --quiet sums && [ \"$(cat d/f7)\" = more ]");
+    mount.unmount();
+    cluster.stop();
+    let fsck =
+        Command::new(program("tandemd")).arg("fsck").arg("--data").arg(cluster.data()).output().unwrap();
+    assert!(fsck.status.success(), "{}", String::from_utf8_lossy(&fsck.stdout));
+}

@@ -59,7 +59,7 @@ impl Site {
     async fn upload(&self, daemon: &App, number: u8) {
         let path = tandemfs::name::split_path(format!("d/f{number}")).unwrap();
         let mut upload = daemon.volumes.upload(&self.caller, path, Preconditions::default()).await.unwrap();
-        upload.write(Bytes::from(vec![number; 1000])).await.unwrap();
+        upload.write(Bytes::from(vec![number; 40_000])).await.unwrap();
         upload.finish().await.unwrap();
     }
 

@@ -92,6 +92,15 @@ pub enum Until {
 }
 
 impl Until {
+    /// Whether a snapshot shows something of what comes after it.
+    fn is_before(self, snapshot: &Header) -> bool {
+        match self {
+            Self::End => false,
+            Self::Entry(last) => snapshot.after.position > last,
+            Self::Time(last) => snapshot.began_ms > last,
+        }
+    }
+
     fn is_passed(self, position: u64, time_ms: i64) -> bool {
         match self {
             Self::End => false,
@@ -229,6 +238,10 @@ pub(super) async fn restore(
     for snapshot in survey.snapshots().map(Some).chain([None]) {
         let Some(header) = snapshot.map(|found| &found.header).or(beginning) else { continue };
         let standing = Standing { journal: header.journal, place: header.after, segment };
+        if snapshot.is_some() && until.is_before(header) {
+            missing = Error::not_found("a snapshot of the metadata that is old enough to begin with");
+            continue;
+        }
         let end = match snapshot {
             Some(found) => load(None, nodes, found).await?,
             None => Some(0),

@@ -220,7 +220,7 @@ pub fn seal() -> Key {
 
 /// The kinds of records whose values are sealed where sealing is on: lines of the audit log, volumes with their keys, users with the
 /// hashes of their passwords, signing keys.
-pub const SECRET: [u8; 4] = *b"lpuy";
+pub const SECRET: [u8; 4] = *b"pluy";
 
 /// Whether a key is one of a [`SECRET`] record.
 pub fn is_secret(key: &[u8]) -> bool {

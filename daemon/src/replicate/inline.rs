@@ -31,9 +31,9 @@ struct Coming {
 }
 
 impl Replicator {
-    /// Whether a block is as safe in the metadata as on the nodes: its engine has as many copies.
-    pub(crate) fn takes_inline(&self) -> bool {
-        self.meta.copies().len() >= self.replicas
+    /// The largest block that lies in the metadata, in bytes: none where its engine has fewer copies than a block would have.
+    pub(crate) fn inline_bytes(&self) -> usize {
+        if self.meta.copies().len() >= self.replicas { self.inline_bytes } else { 0 }
     }
 
     /// The nodes that the metadata, and what lies in it, is being written to.

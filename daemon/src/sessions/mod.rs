@@ -51,6 +51,7 @@ pub struct Sessions {
     audience: Arc<Audience>,
     clock: Arc<dyn Clock>,
     lease: Duration,
+    inline_bytes: u32,
     short_circuit: OnceLock<String>,
     /// Requests that wait for locks: they must leave room for those that unlock.
     lock_waits: Semaphore,
@@ -92,6 +93,7 @@ impl Sessions {
             audience,
             clock,
             lease,
+            inline_bytes: settings.inline_bytes,
             short_circuit: OnceLock::new(),
             lock_waits: Semaphore::new((settings.max_requests / 2).min(Semaphore::MAX_PERMITS)),
             worker: std::sync::Mutex::default(),

@@ -87,6 +87,7 @@ impl Sessions {
             version,
             lease_ms: u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX),
             usage,
+            inline_bytes: self.inline_bytes,
             short_circuit: self.short_circuit.get().cloned(),
         })
     }

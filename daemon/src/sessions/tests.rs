@@ -198,8 +198,9 @@ async fn a_batch_is_carried_out_once_also_over_a_restart() {
     assert_ne!(resumed.run, grant.run);
     assert_eq!(world.batch(id, 1, vec![create("f", first)]).await.unwrap(), reply);
     assert_eq!(world.batch(id, 44, vec![unlink("f")]).await.unwrap_err().kind(), ErrorKind::Stale);
-    assert!(lives(&world, first + 300).await);
-    world.batch(id, 301, vec![unlink("f")]).await.unwrap();
+    world.batch(id, 301, vec![create("g", first + 301)]).await.unwrap();
+    // Who has no session waits until this one has dropped everything, or has been fenced.
+    assert!(lives(&world, first + 300).await && lives(&world, first + 301).await);
 }
 
 #[tokio::test(start_paused = true)]

@@ -99,10 +99,10 @@ impl Volume {
         for (id, data) in &change.blocks {
             self.check_data(id, data)?;
         }
-        if !self.shared.replicator.takes_inline() {
-            for (id, data) in std::mem::take(&mut change.blocks) {
-                self.shared.replicator.put(self.id, id, Draft::of(&data)?).await?;
-            }
+        let most = self.shared.replicator.inline_bytes();
+        let objects: Vec<_> = change.blocks.extract_if(.., |_, data| data.len() > most).collect();
+        for (id, data) in objects {
+            self.shared.replicator.put(self.id, id, Draft::of(&data)?).await?;
         }
         let submitted = self.submit(change).await?;
         self.finish(submitted).await

@@ -63,6 +63,7 @@ impl World {
             heal_delay_s: random.between(1, 4),
             probe_interval_ms: 300,
             node_timeout_ms: 1000,
+            inline_bytes: if random.chance(800) { 32 << 10 } else { 0 },
             metadata_cache_bytes: if random.chance(500) { 16 << 10 } else { 1 << 20 },
             ..Settings::default()
         };
@@ -159,7 +160,8 @@ impl World {
     pub fn block_is_durable(&self, id: &BlockId) {
         let record = self.blocks().into_iter().find(|(other, _)| other == id).map(|(_, block)| block);
         // It may have been collected since, when its grace period was short.
-        let Some(block) = record.filter(|block| !block.deleting) else { return };
+        let is_object = |block: &Block| !block.deleting && block.place == Place::Object;
+        let Some(block) = record.filter(is_object) else { return };
         let reached =
             |node: &&Node| block.replicas.iter().any(|of| of.0 == node.number()) && node.was_reached_by(id);
         let copies = self.nodes.iter().filter(reached).count();

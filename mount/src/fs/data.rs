@@ -216,6 +216,9 @@ impl Data {
     /// follows.
     pub(super) fn seal(self: &Arc<Self>, file: &Arc<FileData>, chunk: Option<u64>, then: Then) {
         let mut state = file.lock();
+        let grant = self.session.grant();
+        // A daemon may say anything.
+        let inline_max = (grant.inline_bytes as usize).min(INLINE_MAX);
         let chunks: Vec<u64> = match chunk {
             Some(chunk) => vec![chunk],
             None => state.buffers.keys().copied().collect(),
@@ -225,13 +228,13 @@ impl Data {
             let (data, parts) = dirty.buffer.assemble();
             state.number += 1;
             let number = state.number;
-            let is_inline = then == Then::Commit && data.len() <= INLINE_MAX;
+            let is_inline = then == Then::Commit && data.len() <= inline_max;
             state.staged.push_back(Staged {
                 number,
                 chunk,
                 parts,
                 data: Some(data.clone()),
-                block: is_inline.then(|| BlockId::of(&self.session.grant().key, &data)),
+                block: is_inline.then(|| BlockId::of(&grant.key, &data)),
                 permit: dirty.permit,
             });
             if !is_inline {

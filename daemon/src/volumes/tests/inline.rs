@@ -7,9 +7,11 @@ use tandemfs::tree::Mutation;
 
 use super::world::{World, create, unlink, write};
 use crate::meta::faulty::Failure;
+use crate::settings::Settings;
 
 async fn world() -> World {
-    let world = World::new().await;
+    let settings = Settings { lease_ms: 3_000, grace_s: 60, inline_bytes: 32 << 10, ..Settings::default() };
+    let world = World::with(settings, None).await;
     world.switches.say_copies(2);
     world
 }
@@ -69,7 +71,8 @@ async fn a_small_file_is_one_commit_and_no_object() {
 
 #[tokio::test(start_paused = true)]
 async fn an_engine_without_copies_keeps_no_data() {
-    let world = World::new().await;
+    let world = world().await;
+    world.switches.say_copies(1);
     uploaded(&world, 2).await;
     assert_eq!((world.objects().await, rows(&world).await), (4, 0));
 }

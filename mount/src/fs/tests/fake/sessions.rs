@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use futures::StreamExt;
-use tandemfs::api::fs::{Ack, BatchReply, Event, OpenSession, ResumeSession, SessionGrant};
+use tandemfs::api::fs::{Ack, BatchReply, Event, INLINE_MAX, OpenSession, ResumeSession, SessionGrant};
 use tandemfs::id::{Ino, SessionId, VolumeId, VolumeKey};
 use tandemfs::tree::Usage;
 use tandemfs::{Error, Result};
@@ -60,6 +60,7 @@ impl Daemon {
             run: state.run,
             version: state.version,
             lease_ms: LEASE_MS,
+            inline_bytes: INLINE_MAX as u32,
             short_circuit: None,
             usage: Usage::default(),
         }
@@ -85,6 +86,7 @@ impl Daemon {
             run,
             version,
             lease_ms: LEASE_MS,
+            inline_bytes: INLINE_MAX as u32,
             short_circuit: None,
             usage: Usage::default(),
         })
