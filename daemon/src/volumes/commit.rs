@@ -100,7 +100,9 @@ impl Volume {
             self.check_data(id, data)?;
         }
         let most = self.shared.replicator.inline_bytes();
-        let objects: Vec<_> = change.blocks.extract_if(.., |_, data| data.len() > most).collect();
+        let (objects, inline): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut change.blocks).into_iter().partition(|(_, data)| data.len() > most);
+        change.blocks = inline.into_iter().collect();
         for (id, data) in objects {
             self.shared.replicator.put(self.id, id, Draft::of(&data)?).await?;
         }
