@@ -161,7 +161,7 @@ async fn what_a_daemon_leaves_is_clean_and_what_is_damaged_is_mended() {
     let daemon = site.start().await;
     site.upload(&daemon, 21).await;
     let usage = daemon.volumes.usage(site.caller.home).await.unwrap();
-    assert_eq!((usage.bytes, usage.inodes), (21_000, 22));
+    assert_eq!((usage.bytes, usage.inodes), (21 * 40_000, 22));
     site.stop(daemon).await;
     let report = site.fsck(false).await;
     assert!(report.is_clean() && report.mended == 0, "{}", report.text());
