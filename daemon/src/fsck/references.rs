@@ -133,6 +133,7 @@ impl<'a> Counter<'a> {
         };
         let stored = |kind: u8| Cursor::new(store, vec![kind], keys::end_of(&[kind]));
         Ok(Blocks {
+            round: self.round,
             blocks: stored(b'b'),
             references: stored(b'r'),
             inline: stored(b'd'),
@@ -170,6 +171,7 @@ impl Known {
 /// Goes through all blocks.
 #[derive(Debug)]
 pub(crate) struct Blocks<'a> {
+    round: u8,
     blocks: Cursor<'a>,
     references: Cursor<'a>,
     inline: Cursor<'a>,
@@ -217,25 +219,13 @@ impl Blocks<'_> {
             let bytes: ByteBuf = record::decode(&key, &value)?;
             known.inline = Some(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
         }
-        let round = match self.members.peek().await? {
-            Some((key, _)) => key.first().copied(),
-            None => None,
-        };
-        while let Some((_, value)) = self.members.next_of(&of(&[round.unwrap_or_default(), b'm'])).await? {
+        while let Some((_, value)) = self.members.next_of(&of(&[self.round, b'm'])).await? {
             known.members += codec::decode::<u32>(&value)?;
         }
-        let round = match self.counted.peek().await? {
-            Some((key, _)) => key.first().copied(),
-            None => None,
-        };
-        while let Some((_, value)) = self.counted.next_of(&of(&[round.unwrap_or_default(), b'r'])).await? {
+        while let Some((_, value)) = self.counted.next_of(&of(&[self.round, b'r'])).await? {
             known.counted.add(codec::decode(&value)?);
         }
-        let round = match self.garbage.peek().await? {
-            Some((key, _)) => key.first().copied(),
-            None => None,
-        };
-        known.is_listed = self.garbage.next_of(&of(&[round.unwrap_or_default(), b'g'])).await?.is_some();
+        known.is_listed = self.garbage.next_of(&of(&[self.round, b'g'])).await?.is_some();
         let (volume, id) = next.split_at(8);
         let volume = volume.first_chunk().map(|volume| VolumeId(u64::from_be_bytes(*volume)));
         let id = id.first_chunk().map(|id| BlockId(*id));

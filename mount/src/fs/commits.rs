@@ -43,11 +43,12 @@ impl Data {
                 mutations.push(then.clone());
             }
             let both = mutations.len() > 1;
-            let mut result = self.session.commit_with(in_session, mutations, blocks.clone()).await;
+            let again = if both { blocks.clone() } else { Vec::new() };
+            let mut result = self.session.commit_with(in_session, mutations, blocks).await;
             let mut alone = false;
             if both && result.as_ref().is_err_and(|error| !error.kind().is_retryable()) {
                 // Which of the two was refused? The data must not suffer for the other.
-                result = self.session.commit_with(in_session, vec![write], blocks).await;
+                result = self.session.commit_with(in_session, vec![write], again).await;
                 alone = true;
             }
             let is_stale = result.as_ref().is_err_and(|error| error.kind() == ErrorKind::Stale);
