@@ -106,7 +106,7 @@ impl Default for Settings {
             lease_ms: 15_000,
             grace_s: 600,
             restore_window_s: 0,
-            inline_bytes: 0,
+            inline_bytes: 32 << 10,
             collect_interval_s: 60,
             heal_delay_s: 600,
             scrub_interval_s: 7 * 86_400,

@@ -66,7 +66,7 @@ fn each_node_in_turn_fails_in_each_way_under_load() {
 
 #[test]
 fn with_two_of_three_nodes_gone_what_is_left_works_and_nothing_hangs() {
-    let cluster = Cluster::start();
+    let cluster = Cluster::start_with(&["--config", &super::damage::config("inline_bytes = 0\n")]);
     let mount = cluster.mount("m");
     for number in 0..12_u64 {
         fs::write(mount.path().join(format!("f{number}")), noise(number, 5000)).unwrap();

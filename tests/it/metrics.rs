@@ -22,7 +22,7 @@ pub fn value(text: &str, sample: &str) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn faults_are_counted_and_only_admins_see_it() {
-    let cluster = Cluster::start();
+    let cluster = Cluster::start_with(&["--config", &super::damage::config("inline_bytes = 0\n")]);
     let admin = cluster.login("admin", "admin123").await;
     let body = serde_json::json!({"username": "alice", "password": "a good long password"});
     assert_eq!(admin.request("POST", "/register").json(&body).send().await.unwrap().status(), 201);

@@ -1,35 +1,29 @@
 //! What holds for every request, whatever it asks for: limits, an id, headers, problem bodies, and that a panic ends no daemon.
 
 use std::panic::AssertUnwindSafe;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::header::{self, HeaderName};
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderValue, Method, Uri, Version};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
-use futures::{FutureExt as _, Stream, StreamExt as _};
+use futures::FutureExt as _;
 use tandemfs::api::REQUEST_ID as REQUEST_ID_HEADER;
 use tandemfs::api::problem::{self, MEDIA_TYPE};
 use tandemfs::{Error, ErrorKind, Result};
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, Sleep};
 
 use super::Problem;
-use super::cut::{self, Cut, Place};
+use super::body::{self, Progress};
+use super::cut::{self, Place};
 use super::problem::{REQUEST_ID, respond};
 use crate::metrics::{COUNTERS, WithStatus};
 
 /// The largest body of a request, where a route does not say otherwise.
 pub(super) const BODY_BYTES_MAX: usize = 1 << 20;
-/// So many bytes must come within the idle time, or the end of the body.
-const PROGRESS_BYTES: usize = 16 << 10;
 /// The longest that a request may take whose body and answer do not stream.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// Where bodies or answers stream, or an answer waits for a job: these have no limit in time beside that of their bodies.
@@ -56,7 +50,8 @@ impl Limits {
 /// The outermost layer.
 pub(super) async fn apply(State(limits): State<Arc<Limits>>, request: Request, next: Next) -> Response {
     let id = request_id(request.headers());
-    let mut response = REQUEST_ID.scope(id.clone(), answer(&limits, request, next)).await;
+    let (version, progress) = (request.version(), Progress::of(&request));
+    let mut response = REQUEST_ID.scope(id.clone(), answer(&limits, request, &progress, next)).await;
     let status = response.status().as_u16();
     COUNTERS.requests.get_or_create(&WithStatus { status }).inc();
     let headers = response.headers_mut();
@@ -70,6 +65,11 @@ pub(super) async fn apply(State(limits): State<Arc<Limits>>, request: Request, n
     put(header::VARY, "Authorization");
     if let Ok(id) = HeaderValue::try_from(id) {
         headers.insert(HeaderName::from_static(REQUEST_ID_HEADER), id);
+    }
+    // hyper ends such a connection, but does not say so: a client that has sent all of its body would use it for the next request,
+    // and not know whether that was done (RFC 9112, section 9.6).
+    if progress.is_unread() && version <= Version::HTTP_11 {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }
@@ -86,7 +86,7 @@ fn request_id(headers: &HeaderMap) -> String {
     }
 }
 
-async fn answer(limits: &Limits, request: Request, next: Next) -> Response {
+async fn answer(limits: &Limits, request: Request, progress: &Progress, next: Next) -> Response {
     if let Err(error) = check_framing(&request) {
         // Where this request ends is not sure.
         return ([(header::CONNECTION, "close")], Problem(error)).into_response();
@@ -109,9 +109,8 @@ async fn answer(limits: &Limits, request: Request, next: Next) -> Response {
         }
     };
     let head = request.method() == Method::HEAD;
-    let stalled = Arc::new(AtomicBool::new(false));
     let place = Place::default();
-    let mut request = watch_body(request, limits.idle, &stalled, &place);
+    let mut request = body::watch(request, limits.idle, progress, &place);
     request.extensions_mut().insert(place.clone());
     let (method, uri) = (request.method().clone(), request.uri().clone());
     let run = notice_slow(&method, &uri, AssertUnwindSafe(next.run(request)).catch_unwind());
@@ -132,7 +131,7 @@ async fn answer(limits: &Limits, request: Request, next: Next) -> Response {
             Problem(Error::internal(format!("a handler panicked: {text}"))).into_response()
         }
     };
-    if stalled.load(Ordering::Relaxed) && response.status().is_client_error() {
+    if progress.is_stalled() && response.status().is_client_error() {
         return Problem(Error::timed_out("the body came too slowly")).into_response();
     }
     if place.is_cut() && response.status().is_client_error() {
@@ -228,87 +227,4 @@ async fn as_problem(response: Response) -> Response {
         response.headers_mut().insert(header::ALLOW, allow.clone());
     }
     response
-}
-
-fn watch_body(request: Request, idle: Duration, stalled: &Arc<AtomicBool>, place: &Place) -> Request {
-    let (parts, body) = request.into_parts();
-    if http_body::Body::is_end_stream(&body) {
-        return Request::from_parts(parts, body);
-    }
-    let size = http_body::Body::size_hint(&body);
-    let watched = Watched {
-        body: Cut::new(body, place.clone()),
-        idle,
-        left: idle,
-        fresh: 0,
-        waiting: None,
-        stalled: Arc::clone(stalled),
-    };
-    Request::from_parts(parts, Body::new(Sized { size, body: Body::from_stream(watched) }))
-}
-
-/// A body that fails when the other side sends too slowly. Only the time for which the daemon waits counts.
-struct Watched {
-    body: Cut,
-    idle: Duration,
-    /// What is left of the time for the next [`PROGRESS_BYTES`].
-    left: Duration,
-    /// Bytes since the time was last filled up.
-    fresh: usize,
-    waiting: Option<(Instant, Pin<Box<Sleep>>)>,
-    stalled: Arc<AtomicBool>,
-}
-
-impl Stream for Watched {
-    type Item = Result<Bytes, axum::BoxError>;
-
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let this = self.get_mut();
-        match this.body.poll_next_unpin(cx) {
-            Poll::Ready(Some(Ok(bytes))) => {
-                if let Some((since, _)) = this.waiting.take() {
-                    this.left = this.left.saturating_sub(since.elapsed());
-                }
-                this.fresh += bytes.len();
-                if this.fresh >= PROGRESS_BYTES {
-                    this.fresh = 0;
-                    this.left = this.idle;
-                }
-                Poll::Ready(Some(Ok(bytes)))
-            }
-            Poll::Ready(other) => Poll::Ready(other),
-            Poll::Pending => {
-                let left = this.left;
-                let (_, timer) =
-                    this.waiting.get_or_insert_with(|| (Instant::now(), Box::pin(tokio::time::sleep(left))));
-                if timer.as_mut().poll_unpin(cx).is_ready() {
-                    this.stalled.store(true, Ordering::Relaxed);
-                    return Poll::Ready(Some(Err("the body came too slowly".into())));
-                }
-                Poll::Pending
-            }
-        }
-    }
-}
-
-/// A body that still knows how long it said it would be, so that one that is too long is refused before it is read.
-struct Sized {
-    size: http_body::SizeHint,
-    body: Body,
-}
-
-impl http_body::Body for Sized {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<http_body::Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn size_hint(&self) -> http_body::SizeHint {
-        self.size
-    }
 }

@@ -3,6 +3,7 @@
 mod admin;
 mod audit;
 pub mod auth;
+mod body;
 mod cut;
 mod disposition;
 mod extract;

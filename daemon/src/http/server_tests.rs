@@ -135,6 +135,33 @@ async fn a_refusal_reaches_a_client_that_first_sends_all_that_it_has() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_ends_with_its_answer_is_said_to() {
+    let (_server, serving) = listening(|_| {}).await;
+    let to = serving.address;
+    let head_of_answer = move |path: &'static str, body: &'static str| {
+        blocking(move || {
+            let mut stream = connect(to);
+            let head = format!(
+                "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            );
+            stream.write_all(head.as_bytes()).unwrap();
+            let mut answer = [0; 2048];
+            let length = stream.read(&mut answer).unwrap();
+            String::from_utf8_lossy(&answer[..length]).to_ascii_lowercase()
+        })
+    };
+    let refused = head_of_answer("/upload", "not read").await;
+    assert!(
+        refused.starts_with("http/1.1 401") && refused.contains("\r\nconnection: close\r\n"),
+        "{refused}"
+    );
+    let read = head_of_answer("/login", r#"{"username":"a","password":"b"}"#).await;
+    assert!(read.starts_with("http/1.1 401") && !read.contains("connection: close"), "{read}");
+    serving.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_reader_that_stands_still_loses_its_place() {
     let (server, serving) = listening(|settings| {
         settings.max_connections = 1;
