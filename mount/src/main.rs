@@ -146,6 +146,7 @@ fn serve(
         volume: options.volume.clone(),
         read_only: options.read_only,
         sync: options.sync,
+        lease: options.lease,
         client: format!("{}:{}", host.trim_end(), directory.display()),
         offline_timeout: options.offline_timeout,
         memory: options.memory,

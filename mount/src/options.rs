@@ -34,6 +34,7 @@ usage: tandem-mount URL DIRECTORY [-o option,option=…] [-f] [-v]
        relatime, strictatime, noatime, nodiratime
                              when reading changes atime (mount(8)): relatime if not given, the last one counts
        ro, sync, noexec, allow_other; suid and dev for root with allow_other
+       nolease               send each change before it is answered, also while nobody else uses the volume
        remount               change ro, sync and noexec of what is mounted there
 
 Without credentials= they come from TANDEM_TOKEN, or TANDEM_USER with TANDEM_PASSWORD (each also as …_FILE), or from
@@ -78,7 +79,7 @@ const IGNORED: &[&str] = &[
     "max_read",
 ];
 /// What we know.
-const KNOWN: &str = "volume=, subdir=, credentials=, ca=, memory=, offline_timeout=, log=, root_squash, all_squash, no_root_squash, anonuid=, anongid=, map_uid=, map_gid=, relatime, strictatime, noatime, nodiratime, ro, sync, noexec, allow_other, suid, dev, remount";
+const KNOWN: &str = "volume=, subdir=, credentials=, ca=, memory=, offline_timeout=, log=, root_squash, all_squash, no_root_squash, anonuid=, anongid=, map_uid=, map_gid=, relatime, strictatime, noatime, nodiratime, ro, sync, nolease, noexec, allow_other, suid, dev, remount";
 
 /// A command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,6 +121,8 @@ pub struct MountOptions {
     pub read_only: bool,
     /// Every write is durable when it returns.
     pub sync: bool,
+    /// Changes are answered before they are sent while nobody else uses the volume.
+    pub lease: bool,
     /// Nothing is executed.
     pub no_exec: bool,
     /// Other users may use the mount.
@@ -148,6 +151,7 @@ impl Default for MountOptions {
             log: None,
             read_only: false,
             sync: false,
+            lease: true,
             no_exec: false,
             allow_other: false,
             suid: false,
@@ -263,6 +267,7 @@ fn parse_option(text: &str, options: &mut MountOptions) -> Result<bool> {
         ("ro", None) => options.read_only = true,
         ("rw", None) => options.read_only = false,
         ("sync", None) => options.sync = true,
+        ("nolease", None) => options.lease = false,
         ("noexec", None) => options.no_exec = true,
         ("allow_other", None) => options.allow_other = true,
         ("suid", None) => options.suid = true,

@@ -65,6 +65,9 @@ pub struct ResumeSession {
     /// Files that are delegated to it ([`DelegationRequest`]). A daemon that was started anew learns of them only so.
     #[serde(default)]
     pub delegations: Vec<Ino>,
+    /// The whole volume is delegated to it.
+    #[serde(default)]
+    pub volume: bool,
 }
 
 /// What a session is granted.
@@ -119,6 +122,9 @@ pub struct Batch {
     /// Small blocks that come with it, which its mutations may name: they are stored when it is committed.
     #[serde(default)]
     pub blocks: Vec<InlineBlock>,
+    /// The answer need not name records: the author knows what they are, for the volume is delegated to it.
+    #[serde(default)]
+    pub brief: bool,
 }
 
 /// A block that comes with a batch.
@@ -138,6 +144,9 @@ pub struct InlineBlock {
 /// A session to which a file is delegated may answer its programs' writes before the daemon knows of them. Whatever others ask for
 /// that shows the file or changes it waits until the session, told by [`Event::Recall`], has committed what was written and has returned
 /// the delegation.
+///
+/// A session that is alone on its volume may have all of it delegated: then its programs' changes are answered before the daemon knows of
+/// them, and whoever else wants to see or change anything there waits until it has been returned.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DelegationRequest {
@@ -145,13 +154,19 @@ pub enum DelegationRequest {
     Take(Ino),
     /// Returns files. What was written to them has been committed.
     Return(Vec<Ino>),
+    /// Wants the volume. Not given while there are other sessions on it, or downloads of its files.
+    TakeVolume,
+    /// Returns the volume. All that was done has been committed.
+    ReturnVolume,
 }
 
 /// The answer to a [`DelegationRequest`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DelegationReply {
-    /// The daemon's run ([`SessionGrant::run`]) in which this counts: the next one knows of it by [`ResumeSession::delegations`] alone.
+    /// The daemon's run ([`SessionGrant::run`]) in which this counts: the next one knows of it by [`ResumeSession`] alone.
     pub run: u64,
+    /// What was wanted is delegated, or returned.
+    pub done: bool,
 }
 
 /// The answer to a batch that was committed.
@@ -215,13 +230,16 @@ pub enum Event {
         /// The file.
         ino: Ino,
     },
-    /// Others wait for files that are delegated to this session: acknowledge at once, then commit what was written to them and
+    /// Others wait for files that are delegated to this session, or for the volume: acknowledge at once, then commit what was done and
     /// return them.
     Recall {
         /// As above.
         number: u64,
         /// The files.
         inos: Vec<Ino>,
+        /// All of the volume.
+        #[serde(default)]
+        volume: bool,
     },
     /// Too much has changed to say what: drop everything, then acknowledge.
     DropAll {

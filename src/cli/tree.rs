@@ -164,6 +164,7 @@ impl Tree {
             held: Vec::new(),
             delegates: Vec::new(),
             blocks: Vec::new(),
+            brief: false,
         };
         self.client.batch(self.grant.session, &batch).await.map(drop)
     }

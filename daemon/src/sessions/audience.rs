@@ -9,7 +9,7 @@ use tandemfs::tree::Key;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-use super::delegations::Delegations;
+use super::delegations::{Delegated, Delegations};
 use super::locks::Locks;
 use super::session::{News, Session};
 use crate::metrics::COUNTERS;
@@ -126,7 +126,7 @@ impl Audience {
         told
     }
 
-    /// What of some files stands in the way of showing them to `author`, or of a change by it; `None`: nothing. The daemon itself
+    /// What stands in the way of showing `author` something that shows some files, or of a change by it; `None`: nothing. The daemon itself
     /// does not wait for sessions of the run before.
     pub(crate) fn in_the_way(
         &self,
@@ -134,9 +134,6 @@ impl Audience {
         author: Option<SessionId>,
         files: &BTreeSet<Ino>,
     ) -> Option<InTheWay> {
-        if files.is_empty() {
-            return None;
-        }
         let delegations = self.delegations(volume);
         let expects = author.is_some_and(|author| delegations.expects_others(author));
         let others = delegations.of_others(author, files);
@@ -146,11 +143,11 @@ impl Audience {
     /// Waits until nothing of it is in the way any more: the others have returned the files, or have ended.
     pub(crate) async fn recall(&self, in_the_way: InTheWay) {
         let InTheWay { delegations, author, others } = in_the_way;
-        join_all(others.iter().map(|(id, inos)| async {
+        join_all(others.iter().map(|(id, what)| async {
             match self.get(*id) {
-                Some(session) => self.returned(&delegations, &session, inos).await,
+                Some(session) => self.returned(&delegations, &session, what).await,
                 // It has ended, with a batch under way.
-                None => until(&delegations, || !delegations.has_any(*id, inos)).await,
+                None => until(&delegations, || !delegations.has_any(*id, what)).await,
             }
         }))
         .await;
@@ -159,17 +156,17 @@ impl Audience {
         }
     }
 
-    /// Has a session return files, or ends it when it does not within its lease, and [`RETURN_PATIENCE`] if it shows that it lives.
-    async fn returned(&self, delegations: &Delegations, session: &Session, inos: &[Ino]) {
+    /// Has a session return what others wait for, or ends it when it does not within its lease, and [`RETURN_PATIENCE`] if it shows that it lives.
+    async fn returned(&self, delegations: &Delegations, session: &Session, what: &Delegated) {
         let patience = Instant::now() + RETURN_PATIENCE.max(2 * session.lease);
         let mut changes = delegations.watch();
         loop {
             changes.mark_unchanged();
-            if !delegations.has_any(session.id, inos) {
+            if !delegations.has_any(session.id, what) {
                 return;
             }
             // Again when it has returned them and has taken them anew before this came to look.
-            session.recall(inos);
+            session.recall(what);
             let deadline = session.deadline().min(patience);
             if deadline <= Instant::now() && !session.is_ended() {
                 log::warn!("session {} has not returned what others wait for: fenced", session.id);
@@ -329,11 +326,11 @@ impl Audience {
     }
 }
 
-/// Files that are delegated to others; see [`Audience::in_the_way`].
+/// What is delegated to others; see [`Audience::in_the_way`].
 pub(crate) struct InTheWay {
     delegations: Arc<Delegations>,
     author: Option<SessionId>,
-    others: BTreeMap<SessionId, Vec<Ino>>,
+    others: BTreeMap<SessionId, Delegated>,
 }
 
 /// Waits until something is so that changes with delegations.

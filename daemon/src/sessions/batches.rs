@@ -131,6 +131,7 @@ async fn commit_batch(session: &Session, volume: &Arc<Volume>, batch: Batch) -> 
         delegates: batch.delegates,
         blocks,
         quiet,
+        brief: batch.brief,
     };
     volume.commit(change).await
 }

@@ -163,7 +163,8 @@ async fn what_is_created_may_be_delegated_with_that_and_nothing_else() {
     let first = world.sessions.inodes(&world.caller, one).await.unwrap().first;
     let batch = |sequence, ino: Ino, delegates| {
         let mutations = vec![create(&format!("f{sequence}"), ino.0)];
-        let batch = Batch { sequence, mutations, held: Vec::new(), delegates, blocks: Vec::new() };
+        let batch =
+            Batch { sequence, mutations, held: Vec::new(), delegates, blocks: Vec::new(), brief: false };
         world.sessions.batch(&world.caller, one, batch)
     };
     batch(1, first, vec![first]).await.unwrap();

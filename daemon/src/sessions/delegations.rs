@@ -1,6 +1,6 @@
-//! The files of one volume that are delegated to sessions, which may have written to them what nobody has been told of yet. They live
-//! in memory: after a restart the sessions of the run before say which they have, and until each of them has, or has ended, no other
-//! session is shown a file or may change one.
+//! The files of one volume that are delegated to sessions, which may have written to them what nobody has been told of yet, or the whole
+//! volume, in which one session may have done anything. They live in memory: after a restart the sessions of the run before say what they
+//! have, and until each of them has, or has ended, no other session is shown anything or may change it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -20,8 +20,17 @@ pub(crate) struct Delegations {
     changes: watch::Sender<u64>,
 }
 
+/// What is delegated to a session.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Delegated {
+    pub(crate) files: Vec<Ino>,
+    pub(crate) volume: bool,
+}
+
 #[derive(Debug, Default)]
 struct Inner {
+    /// The session that has all of the volume.
+    volume: Option<SessionId>,
     files: BTreeMap<Ino, SessionId>,
     counts: BTreeMap<SessionId, usize>,
     /// Sessions of the run before that have not said yet what they have.
@@ -48,10 +57,20 @@ impl Sessions {
         request: &DelegationRequest,
     ) -> Result<DelegationReply> {
         let (session, volume) = self.find(caller, id).await?;
+        let mut done = true;
         match request {
             DelegationRequest::Take(ino) => {
                 self.writable(caller, &session)?;
                 volume.delegate(id, *ino).await?;
+            }
+            DelegationRequest::TakeVolume => {
+                self.writable(caller, &session)?;
+                done = volume.delegate_all(id).await?;
+            }
+            DelegationRequest::ReturnVolume => {
+                // In this order: as below.
+                self.audience.delegations(session.record().volume).give_back_volume(id);
+                session.returned_volume();
             }
             DelegationRequest::Return(files) if files.len() > DELEGATIONS_MAX => {
                 return Err(Error::invalid(format!("more than {DELEGATIONS_MAX} files")));
@@ -62,7 +81,7 @@ impl Sessions {
                 session.returned(files);
             }
         }
-        Ok(DelegationReply { run: self.meta.run() })
+        Ok(DelegationReply { run: self.meta.run(), done })
     }
 }
 
@@ -99,10 +118,13 @@ impl Delegations {
         self.inner().unclaimed.iter().any(|session| *session != author)
     }
 
-    /// A session says which files it has; one of the run before is believed. `false`: it says so too late, and has lost them.
-    pub(super) fn claim(&self, session: SessionId, files: &[Ino]) -> bool {
+    /// A session says what it has; one of the run before is believed. `false`: it says so too late, and has lost it.
+    pub(super) fn claim(&self, session: SessionId, Delegated { files, volume }: &Delegated) -> bool {
         let mut inner = self.inner();
         if inner.unclaimed.remove(&session) {
+            if *volume {
+                inner.volume.get_or_insert(session);
+            }
             for ino in files.iter().take(DELEGATIONS_MAX) {
                 if !inner.files.contains_key(ino) {
                     inner.add(*ino, session);
@@ -112,31 +134,60 @@ impl Delegations {
         let is_late = inner.late.remove(&session);
         drop(inner);
         self.changed();
-        !is_late || files.is_empty()
+        !is_late || files.is_empty() && !volume
     }
 
-    /// Which of some files are delegated to others than `author`, and to whom.
+    /// What is delegated to others than `author`, and to whom: which of some files, and perhaps all of the volume.
     pub(super) fn of_others(
         &self,
         author: Option<SessionId>,
         files: &BTreeSet<Ino>,
-    ) -> BTreeMap<SessionId, Vec<Ino>> {
+    ) -> BTreeMap<SessionId, Delegated> {
         let inner = self.inner();
-        let mut others: BTreeMap<SessionId, Vec<Ino>> = BTreeMap::new();
+        let mut others: BTreeMap<SessionId, Delegated> = BTreeMap::new();
+        if let Some(session) = inner.volume.filter(|session| Some(*session) != author) {
+            others.entry(session).or_default().volume = true;
+        }
         if !inner.files.is_empty() {
             for ino in files {
                 if let Some(session) = inner.files.get(ino).filter(|session| Some(**session) != author) {
-                    others.entry(*session).or_default().push(*ino);
+                    others.entry(*session).or_default().files.push(*ino);
                 }
             }
         }
         others
     }
 
-    /// Whether any of some files is delegated to a session.
-    pub(crate) fn has_any(&self, session: SessionId, files: &[Ino]) -> bool {
+    /// Whether any of it is delegated to a session.
+    pub(super) fn has_any(&self, session: SessionId, of: &Delegated) -> bool {
         let inner = self.inner();
-        files.iter().any(|ino| inner.files.get(ino) == Some(&session))
+        of.volume && inner.volume == Some(session)
+            || of.files.iter().any(|ino| inner.files.get(ino) == Some(&session))
+    }
+
+    /// Whether a file is delegated to a session by itself.
+    pub(crate) fn has(&self, session: SessionId, ino: Ino) -> bool {
+        self.inner().files.get(&ino) == Some(&session)
+    }
+
+    /// Delegates the volume, on which there is no other session. `false`: one of the run before may come back.
+    pub(crate) fn add_volume(&self, session: SessionId) -> bool {
+        let mut inner = self.inner();
+        let is_free = inner.volume.is_none_or(|holder| holder == session)
+            && inner.unclaimed.iter().all(|other| *other == session)
+            && inner.files.values().all(|other| *other == session);
+        if is_free {
+            inner.volume = Some(session);
+        }
+        is_free
+    }
+
+    /// A session returns the volume.
+    pub(crate) fn give_back_volume(&self, session: SessionId) {
+        let mut inner = self.inner();
+        inner.volume.take_if(|holder| *holder == session);
+        drop(inner);
+        self.changed();
     }
 
     /// Delegates a file that is not delegated to another.
@@ -188,6 +239,7 @@ impl Delegations {
         let mut inner = self.inner();
         inner.unclaimed.remove(&session);
         inner.late.remove(&session);
+        inner.volume.take_if(|holder| *holder == session);
         if inner.counts.remove(&session).is_some() {
             inner.files.retain(|_, theirs| *theirs != session);
         }

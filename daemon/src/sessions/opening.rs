@@ -7,6 +7,7 @@ use tandemfs::id::SessionId;
 use tandemfs::{Error, Result};
 
 use super::Sessions;
+use super::delegations::Delegated;
 use super::session::Session;
 use crate::accounts::Caller;
 use crate::meta::{self, keys, record};
@@ -66,8 +67,9 @@ impl Sessions {
         volume.orphans().hold(id, &resume.held);
         self.audience.check_ended(session.record().volume, id);
         let of = session.record().volume;
-        if !self.audience.delegations(of).claim(id, &resume.delegations) {
-            log::warn!("session {id} says too late which files were delegated to it: fenced");
+        let claimed = Delegated { files: resume.delegations.clone(), volume: resume.volume };
+        if !self.audience.delegations(of).claim(id, &claimed) {
+            log::warn!("session {id} says too late what was delegated to it: fenced");
             self.audience.end(&session);
             return Err(Error::session_ended(format!("session {id}")));
         }

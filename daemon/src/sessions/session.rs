@@ -9,6 +9,7 @@ use tandemfs::tree::Key;
 use tandemfs::{Error, Result};
 use tokio::time::Instant;
 
+use super::delegations::Delegated;
 use crate::meta::record;
 use crate::watch;
 
@@ -45,6 +46,8 @@ struct Inner {
     keys: usize,
     /// Files that it was told to return and has not returned yet.
     recalled: BTreeSet<Ino>,
+    /// Likewise, all of the volume.
+    volume_recalled: bool,
     /// The number of the last event.
     last: u64,
     acknowledged: u64,
@@ -106,6 +109,7 @@ impl Session {
             events: VecDeque::new(),
             keys: 0,
             recalled: BTreeSet::new(),
+            volume_recalled: false,
             last,
             acknowledged: last,
             stream: 0,
@@ -207,12 +211,13 @@ impl Session {
         news
     }
 
-    /// Tells it to return files, once each.
-    pub(super) fn recall(&self, inos: &[Ino]) {
+    /// Tells it to return what is delegated to it, each file once, and the volume once.
+    pub(super) fn recall(&self, what: &Delegated) {
         let mut inner = self.inner();
-        let inos: Vec<Ino> = inos.iter().copied().filter(|ino| inner.recalled.insert(*ino)).collect();
-        if !inos.is_empty() {
-            inner.push(0, |number, _| Event::Recall { number, inos });
+        let inos: Vec<Ino> = what.files.iter().copied().filter(|ino| inner.recalled.insert(*ino)).collect();
+        let volume = what.volume && !std::mem::replace(&mut inner.volume_recalled, true);
+        if volume || !inos.is_empty() {
+            inner.push(0, |number, _| Event::Recall { number, inos, volume });
         }
         drop(inner);
         self.changed();
@@ -224,6 +229,11 @@ impl Session {
         for ino in inos {
             inner.recalled.remove(ino);
         }
+    }
+
+    /// It has returned the volume.
+    pub(crate) fn returned_volume(&self) {
+        self.inner().volume_recalled = false;
     }
 
     fn push(&self, version: u64, event: impl FnOnce(u64, u64) -> Event) -> u64 {
@@ -370,9 +380,9 @@ impl Inner {
         }
         self.keys = 0;
         let number = self.push(version, |number, version| Event::DropAll { number, version });
-        if !self.recalled.is_empty() {
-            let inos = self.recalled.iter().copied().collect();
-            self.push(version, |number, _| Event::Recall { number, inos });
+        if self.volume_recalled || !self.recalled.is_empty() {
+            let (inos, volume) = (self.recalled.iter().copied().collect(), self.volume_recalled);
+            self.push(version, |number, _| Event::Recall { number, inos, volume });
         }
         News { number, assumed_held }
     }

@@ -236,6 +236,7 @@ async fn an_orphan_lives_as_long_as_somebody_holds_it() {
         held: vec![Ino(first + 1)],
         delegates: Vec::new(),
         blocks: Vec::new(),
+        brief: false,
     };
     world.sessions.batch(&world.caller, one, batch).await.unwrap();
     assert!(lives(&world, first + 1).await);

@@ -40,6 +40,8 @@ pub(crate) struct Change<'a> {
     pub(crate) blocks: BTreeMap<BlockId, Bytes>,
     /// Others are told but not waited for: nothing that they could be asked about has changed.
     pub(crate) quiet: bool,
+    /// The answer names no records.
+    pub(crate) brief: bool,
 }
 
 /// What a change does.
@@ -62,6 +64,18 @@ impl<'a> Change<'a> {
             delegates: Vec::new(),
             blocks: BTreeMap::new(),
             quiet: false,
+            brief: false,
+        }
+    }
+
+    /// Whether it takes away what nobody sees any more, which needs nobody's leave.
+    fn is_unseen(&self) -> bool {
+        match &self.mutations {
+            Mutations::Fixed(mutations) => {
+                self.author.is_none()
+                    && mutations.iter().all(|mutation| matches!(mutation, Mutation::Reap { .. }))
+            }
+            Mutations::Planned(_) => false,
         }
     }
 
@@ -124,6 +138,10 @@ impl Volume {
         change: &mut Change<'_>,
     ) -> Result<(MutexGuard<'_, State>, WorkingSet, Vec<Mutation>)> {
         let mut fixed = None;
+        let is_unseen = change.is_unseen();
+        if !is_unseen {
+            self.returned_by_before(change.author).await;
+        }
         for _ in 0..RECALLS_MAX {
             let state = self.lock_live().await?;
             let mut set = WorkingSet::new();
@@ -148,7 +166,8 @@ impl Volume {
                 }
                 Err(error) => Err(error),
             };
-            match (self.in_the_way(change.author, set.loaded().iter()), planned) {
+            let in_the_way = self.in_the_way(change.author, set.loaded().iter());
+            match (in_the_way.filter(|_| !is_unseen), planned) {
                 (None, Ok(planned)) => return Ok((state, set, fixed.unwrap_or(planned))),
                 (None, Err(error)) if error.kind().is_retryable() => return Err(error),
                 (None, Err(error)) => {
@@ -235,13 +254,16 @@ impl Volume {
         // Of a file that is delegated to the author the others know nothing since they were told so.
         let is_known = |key: &Key| match key {
             Key::Inode(ino) | Key::Chunk(ino, _) => {
-                change.author.is_none_or(|author| !delegations.has_any(author, &[*ino]))
+                change.author.is_none_or(|author| !delegations.has(author, *ino))
             }
             _ => true,
         };
         let cut = mutations.iter().filter_map(cut);
         let keys = records.iter().map(|(key, _)| key.clone()).chain(cut).filter(is_known).collect();
-        let reply = BatchReply { version: state.version + 1, records };
+        let mut reply = BatchReply { version: state.version + 1, records };
+        if change.brief {
+            reply.records.clear();
+        }
         if let (Some(author), Some(sequence)) = (change.author, change.sequence) {
             writes.push(kept_reply(author, sequence, &reply)?);
         }

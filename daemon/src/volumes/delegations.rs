@@ -1,12 +1,14 @@
-//! Files that are delegated to sessions: nobody else is shown one, or changes one, before it has been returned.
+//! What is delegated to sessions: nobody else is shown a file, or changes one, before it has been returned; and where one session has the
+//! whole volume, nobody else is shown or changes anything before that.
 
 use std::collections::BTreeSet;
 
 use tandemfs::id::{Ino, SessionId};
 use tandemfs::tree::{Key, Record};
 use tandemfs::{Error, Result};
+use tokio::sync::MutexGuard;
 
-use super::volume::Volume;
+use super::volume::{State, Volume};
 use crate::sessions::audience::{InTheWay, Told};
 
 /// How often files are recalled for one request: who has returned one may take it again before the other comes to it.
@@ -22,6 +24,54 @@ impl Volume {
         let files: BTreeSet<Ino> =
             records.filter_map(|(key, record)| file_of(key, record.as_ref())).collect();
         self.shared.audience.in_the_way(self.id, author, &files)
+    }
+
+    /// Has whoever asks without a session wait for those of the run before: what is delegated to them is not known before they are back.
+    pub(super) async fn returned_by_before(&self, author: Option<SessionId>) {
+        if author.is_none() {
+            self.shared.audience.dropped_by_others(self.id, None).await;
+        }
+    }
+
+    /// Takes the lock when no session has the volume to itself, for changes that no rule decides about.
+    ///
+    /// # Errors
+    /// `NotFound` when it is being removed; `Unavailable`.
+    pub(super) async fn lock_returned(&self) -> Result<MutexGuard<'_, State>> {
+        for _ in 0..RECALLS_MAX {
+            let state = self.lock_live().await?;
+            let Some(in_the_way) = self.in_the_way(None, std::iter::empty()) else { return Ok(state) };
+            drop(state);
+            self.recall(in_the_way).await;
+        }
+        Err(busy())
+    }
+
+    /// Delegates the whole volume to a session. `false`: there are others who use it.
+    ///
+    /// # Errors
+    /// `SessionEnded`; `Unavailable`.
+    pub(crate) async fn delegate_all(&self, to: SessionId) -> Result<bool> {
+        let state = self.lock_live().await?;
+        let audience = &self.shared.audience;
+        let delegations = audience.delegations(self.id);
+        if let Some(session) = audience.get(to) {
+            // As in `delegate`.
+            session.returned_volume();
+        }
+        // What a download reads is not taken away, and so is not as the session thinks.
+        if audience.has_others(self.id, Some(to)) || self.orphans.are_read() || !delegations.add_volume(to) {
+            return Ok(false);
+        }
+        if audience.get(to).is_none() {
+            delegations.give_back_volume(to);
+            return Err(Error::session_ended(format!("session {to}")));
+        }
+        // What it is shown from now on is to be there after a restart as well.
+        let moment = self.moment(&state);
+        drop(state);
+        let _known = self.durable(moment).await;
+        Ok(true)
     }
 
     /// Has files returned.

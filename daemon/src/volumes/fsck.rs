@@ -166,7 +166,7 @@ impl Volume {
     async fn lock_settled(&self) -> Result<MutexGuard<'_, State>> {
         for _ in 0..TRIES {
             self.shared.meta.ready().await?;
-            let state = self.lock_live().await?;
+            let state = self.lock_returned().await?;
             if state.is_settled() {
                 return Ok(state);
             }

@@ -160,7 +160,7 @@ impl Volumes {
 
 impl Volume {
     async fn set_quota(self: &Arc<Self>, bytes: Option<u64>, inodes: Option<u64>) -> Result<()> {
-        let mut state = self.lock_live().await?;
+        let mut state = self.lock_returned().await?;
         let usage = match self.record(&state, &Key::Usage).await? {
             Some(Record::Usage(usage)) => usage,
             _ => Usage::default(),

@@ -143,6 +143,11 @@ impl Orphans {
         locked(&self.inner).readers.contains_key(&ino)
     }
 
+    /// Whether somebody here reads any file.
+    pub(super) fn are_read(&self) -> bool {
+        !locked(&self.inner).readers.is_empty()
+    }
+
     /// Keeps a file's data from being reaped until the guard is dropped.
     pub(super) fn read(self: &Arc<Self>, ino: Ino) -> Reader {
         *locked(&self.inner).readers.entry(ino).or_default() += 1;

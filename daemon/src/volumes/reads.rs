@@ -33,6 +33,7 @@ impl Volume {
             return Err(Error::invalid(format!("more than {READ_WANTS_MAX} wants")));
         }
         let mut tries = Tries::default();
+        self.returned_by_before(author).await;
         loop {
             let state = self.lock_live().await?;
             let mut answers = Vec::with_capacity(wants.len());
@@ -66,6 +67,7 @@ impl Volume {
     /// Those of the rule; `Unavailable`.
     pub(super) async fn query<T>(&self, rule: impl Fn(&WorkingSet) -> Outcome<T>) -> Result<T> {
         let mut tries = Tries::default();
+        self.returned_by_before(None).await;
         loop {
             let state = self.lock_live().await?;
             let mut set = WorkingSet::new();
@@ -102,6 +104,7 @@ impl Volume {
     /// Entries of a directory from the name `from` on, which need not be one, with their inodes.
     pub(super) async fn entries_from(&self, ino: Ino, from: &[u8], limit: usize) -> Result<Answer> {
         let mut tries = Tries::default();
+        self.returned_by_before(None).await;
         loop {
             let state = self.lock_live().await?;
             let page = self.entries(&state, ino, from, limit).await?;

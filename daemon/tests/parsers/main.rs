@@ -137,6 +137,7 @@ fn batch() -> Batch {
         held: vec![ino],
         delegates: vec![ino],
         blocks: vec![InlineBlock { id: block, data: b"hello".to_vec() }],
+        brief: false,
     }
 }
 

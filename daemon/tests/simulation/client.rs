@@ -590,7 +590,8 @@ impl Mount {
             "client {} session {session} batch {sequence}: {mutations:?}",
             self.client.number
         );
-        state.pending = Some(Batch { sequence, mutations, held, delegates: Vec::new(), blocks });
+        state.pending =
+            Some(Batch { sequence, mutations, held, delegates: Vec::new(), blocks, brief: false });
         state.pending_since = run;
         true
     }

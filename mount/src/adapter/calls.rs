@@ -374,9 +374,9 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        // Every change of names was durable when it was answered.
-        reply.ok();
+    fn fsyncdir(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        let (fs, ino) = self.on(ino);
+        self.empty(reply, async move { fs.sync_directory(ino).await });
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {

@@ -20,11 +20,35 @@ pub(super) struct Numbers {
 }
 
 /// A batch's number; gives it back when it is dropped.
-struct Slot<'a> {
+pub(super) struct Slot<'a> {
     session: &'a Session,
-    id: SessionId,
+    pub(super) id: SessionId,
     run: u64,
-    sequence: u64,
+    pub(super) sequence: u64,
+}
+
+/// What is to be committed as one.
+pub(super) struct Outgoing {
+    pub(super) mutations: Vec<Mutation>,
+    /// Blocks that the mutations name.
+    pub(super) blocks: Vec<InlineBlock>,
+    /// What may lose its last link.
+    pub(super) victim: Option<Ino>,
+}
+
+impl Outgoing {
+    pub(super) fn creates(&self) -> bool {
+        self.mutations.iter().any(|mutation| matches!(mutation, Mutation::Create { .. }))
+    }
+
+    pub(super) fn removes(&self) -> bool {
+        self.mutations.iter().any(|mutation| {
+            matches!(
+                mutation,
+                Mutation::Unlink { .. } | Mutation::RemoveDirectory { .. } | Mutation::Rename { .. }
+            )
+        })
+    }
 }
 
 impl Drop for Slot<'_> {
@@ -80,6 +104,29 @@ impl Session {
         blocks: Vec<InlineBlock>,
         victim: Option<Ino>,
     ) -> Result<BatchReply> {
+        let mut outgoing = Outgoing { mutations, blocks, victim };
+        loop {
+            let (_turn, here) = self.lease.enter().await;
+            let Some(id) = here else { return self.commit_there(only, outgoing).await };
+            if only.is_some_and(|only| only != id) {
+                return Err(lock_lost());
+            }
+            match self.commit_here(id, &mut outgoing).await {
+                // It was not done. In the next session it is, unless it was to be done in this one.
+                Err(error) if error.kind() == ErrorKind::SessionEnded && !outgoing.creates() => {
+                    if only.is_some() {
+                        return Err(lock_lost());
+                    }
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// Commits through to the daemon.
+    async fn commit_there(&self, only: Option<SessionId>, outgoing: Outgoing) -> Result<BatchReply> {
+        let (creates, removes) = (outgoing.creates(), outgoing.removes());
+        let Outgoing { mutations, blocks, victim } = outgoing;
         let again = mutations.iter().all(|mutation| {
             matches!(
                 mutation,
@@ -88,13 +135,6 @@ impl Session {
                     | Mutation::SetAttributes { .. }
                     | Mutation::Accessed { .. }
                     | Mutation::Reap { .. }
-            )
-        });
-        let creates = mutations.iter().any(|mutation| matches!(mutation, Mutation::Create { .. }));
-        let removes = mutations.iter().any(|mutation| {
-            matches!(
-                mutation,
-                Mutation::Unlink { .. } | Mutation::RemoveDirectory { .. } | Mutation::Rename { .. }
             )
         });
         let delegates: Vec<Ino> = mutations
@@ -107,11 +147,11 @@ impl Session {
         let mut tries = Tries::begin();
         let mut uncertain = false;
         let _removal = victim.map(|ino| self.opens.removing(ino));
-        let mut batch = Batch { sequence: 0, mutations, held: Vec::new(), delegates, blocks };
+        let mut batch = Batch { sequence: 0, mutations, held: Vec::new(), delegates, blocks, brief: false };
         'session: loop {
             let slot = self.slot(tries.start + self.offline_timeout).await?;
             if only.is_some_and(|only| only != slot.id) {
-                return Err(Error::stale("the lock under which this was done was lost with the session"));
+                return Err(lock_lost());
             }
             batch.sequence = slot.sequence;
             batch.held = if removes { self.opens.held(victim) } else { Vec::new() };
@@ -170,7 +210,7 @@ impl Session {
     }
 
     /// The next number for a batch, when the one that lies [`SESSION_SLOTS`] before it has been answered.
-    async fn slot(&self, give_up: Instant) -> Result<Slot<'_>> {
+    pub(super) async fn slot(&self, give_up: Instant) -> Result<Slot<'_>> {
         loop {
             let mut freed = std::pin::pin!(self.slot_free.notified());
             freed.as_mut().enable();
@@ -212,4 +252,8 @@ impl Session {
         numbers.next += 1;
         Ok(ino)
     }
+}
+
+fn lock_lost() -> Error {
+    Error::stale("the lock under which this was done was lost with the session")
 }

@@ -3,6 +3,8 @@
 //! A reply says at which version of the volume it was read, an event at which version it changed something. While
 //! requests are under way, the cache remembers for each key the newest version that is known to have changed it (its
 //! *floor*); a reply that was read before that is not cached.
+//!
+//! What was done under the lease and is not committed yet lies over all that ([`Pending`]).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::ops::Bound;
@@ -11,12 +13,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use quick_cache::Weighter;
 use quick_cache::unsync::Cache as Lru;
+use tandemfs::api::fs::Answer;
 use tandemfs::id::Ino;
 use tandemfs::name::Name;
-use tandemfs::tree::{Entry, Inode, Key, Record};
+use tandemfs::tree::{CHUNK_SIZE, Entry, Inode, Key, Record, Want};
+
+use super::lease::pending::Pending;
 
 /// More floors than this are folded into one for all keys.
 const FLOORS_MAX: usize = 65_536;
+/// Of so many chunks at once it is found out whether they are known.
+const CHUNKS_MAX: u64 = 256;
 
 /// What is known of a key: its record, or that there is none.
 pub type Known = Option<Arc<Record>>;
@@ -37,8 +44,12 @@ struct Inner {
     watches: HashMap<Ino, Vec<Weak<Watch>>>,
     floors: HashMap<Key, u64>,
     floor: u64,
-    under_way: usize,
+    /// Requests that are under way, by the numbers that they were given when they began.
+    under_way: BTreeSet<u64>,
+    /// The number of the last one.
+    asked: u64,
     generation: u64,
+    pending: Pending,
 }
 
 #[derive(Clone, Debug)]
@@ -92,6 +103,7 @@ impl Watch {
 pub struct Request<'a> {
     cache: &'a Cache,
     generation: u64,
+    number: u64,
 }
 
 impl Cache {
@@ -107,8 +119,10 @@ impl Cache {
                 watches: HashMap::new(),
                 floors: HashMap::new(),
                 floor: 0,
-                under_way: 0,
+                under_way: BTreeSet::new(),
+                asked: 0,
                 generation: 0,
+                pending: Pending::default(),
             }),
             directory_bytes_max: bytes / 4,
         }
@@ -121,13 +135,15 @@ impl Cache {
     /// To be called before a request is sent.
     pub fn begin(&self) -> Request<'_> {
         let mut inner = self.lock();
-        inner.under_way += 1;
-        Request { cache: self, generation: inner.generation }
+        inner.asked += 1;
+        let number = inner.asked;
+        inner.under_way.insert(number);
+        Request { cache: self, generation: inner.generation, number }
     }
 
     /// What is known of a key; `None`: nothing.
     pub fn get(&self, key: &Key) -> Option<Known> {
-        self.lock().records.get(key).map(|cached| cached.record.clone())
+        self.lock().get(key)
     }
 
     /// An inode, if it is known to be there.
@@ -140,15 +156,64 @@ impl Cache {
 
     /// What a name leads to, from the record or from the whole directory.
     pub fn entry(&self, parent: Ino, name: &Name) -> Option<Option<Entry>> {
-        let inner = self.lock();
-        if let Some(directory) = inner.directories.get(&parent) {
-            return Some(directory.names.get(name).copied());
+        self.lock().entry(parent, name)
+    }
+
+    /// The records that a rule wants, if all of them are known. Much is known without a record: what an inode says that it does not have.
+    pub(super) fn known(&self, want: &Want) -> Option<Vec<(Key, Known)>> {
+        self.lock().known(want)
+    }
+
+    /// Change `number`, which was done here, leaves records so.
+    pub(super) fn change(&self, number: u64, records: &BTreeMap<Key, Known>) {
+        let mut inner = self.lock();
+        for (key, record) in records {
+            inner.pending.put(number, key.clone(), record.clone());
+            if let Key::Entry(parent, name) = key {
+                let entry = match record.as_deref() {
+                    Some(Record::Entry(entry)) => Some(*entry),
+                    _ => None,
+                };
+                inner.patch(*parent, name, entry);
+                inner.break_watches(*parent);
+            }
         }
-        let cached = inner.records.get(&Key::Entry(parent, name.clone()))?;
-        Some(match cached.record.as_deref() {
-            Some(Record::Entry(entry)) => Some(*entry),
-            _ => None,
-        })
+    }
+
+    /// The number of the last change of a record that was done here and is not committed.
+    pub(super) fn pending(&self, key: &Key) -> Option<u64> {
+        self.lock().pending.number(key)
+    }
+
+    /// All changes of some keys up to one are committed, in a version of the volume.
+    pub(super) fn committed(&self, number: u64, version: u64, keys: Vec<Key>) {
+        let mut inner = self.lock();
+        let asked = inner.asked;
+        for key in &keys {
+            inner.raise(key, version);
+        }
+        let done = inner.pending.commit(number, version, keys.clone(), asked);
+        // What was changed again meanwhile is not known as it was.
+        for key in &keys {
+            inner.records.remove(key);
+        }
+        for (key, record) in done {
+            inner.insert(key, version, record);
+        }
+        inner.settle();
+    }
+
+    /// Lays what was done here over answers.
+    pub(super) fn lay_over(&self, version: u64, wants: &[Want], answers: &mut [Answer]) {
+        let inner = self.lock();
+        for (want, answer) in wants.iter().zip(answers) {
+            inner.pending.lay_over(version, want, answer);
+        }
+    }
+
+    /// What was done here and is not committed never will be.
+    pub(super) fn lose_pending(&self) {
+        self.lock().pending.clear();
     }
 
     /// At most `limit` names after one, if the whole directory is known.
@@ -208,7 +273,7 @@ impl Cache {
     /// Files are delegated to somebody else since a version: nothing that was read of them before counts any more.
     pub fn drop_files(&self, version: u64, files: &BTreeSet<Ino>) {
         let mut inner = self.lock();
-        if inner.under_way > 0 {
+        if !inner.under_way.is_empty() {
             // Which chunks a request under way will tell of is not known.
             inner.floor = inner.floor.max(version);
         }
@@ -225,10 +290,11 @@ impl Cache {
         }
     }
 
-    /// Drops everything. No reply to a request that is under way is cached.
+    /// Drops everything that the daemon has told. No reply to a request that is under way is cached.
     pub fn reset(&self) {
         let mut inner = self.lock();
         inner.generation += 1;
+        inner.pending.forget_committed();
         inner.records.clear();
         inner.floors.clear();
         inner.floor = 0;
@@ -242,13 +308,107 @@ impl Cache {
 }
 
 impl Inner {
+    fn get(&self, key: &Key) -> Option<Known> {
+        if let Some(known) = self.pending.get(key) {
+            return Some(known.clone());
+        }
+        self.records.get(key).map(|cached| cached.record.clone())
+    }
+
+    fn inode(&self, ino: Ino) -> Option<Option<Arc<Record>>> {
+        self.get(&Key::Inode(ino))
+    }
+
+    fn entry(&self, parent: Ino, name: &Name) -> Option<Option<Entry>> {
+        let key = Key::Entry(parent, name.clone());
+        let as_entry = |known: &Known| match known.as_deref() {
+            Some(Record::Entry(entry)) => Some(*entry),
+            _ => None,
+        };
+        if let Some(known) = self.pending.get(&key) {
+            return Some(as_entry(known));
+        }
+        if let Some(directory) = self.directories.get(&parent) {
+            return Some(directory.names.get(name).copied());
+        }
+        self.records.get(&key).map(|cached| as_entry(&cached.record))
+    }
+
+    /// See [`Cache::known`].
+    fn known(&self, want: &Want) -> Option<Vec<(Key, Known)>> {
+        match want {
+            Want::Record(Key::Entry(parent, name)) | Want::Lookup { parent, name } => {
+                let entry = match self.entry(*parent, name) {
+                    Some(entry) => entry,
+                    None if self.has_no(*parent, |inode| inode.entries == 0) => None,
+                    None => return None,
+                };
+                let record = entry.map(|entry| Arc::new(Record::Entry(entry)));
+                let mut known = vec![(Key::Entry(*parent, name.clone()), record)];
+                if let Some(entry) = entry
+                    && let Some(inode) = self.inode(entry.ino)
+                {
+                    known.push((Key::Inode(entry.ino), inode));
+                }
+                Some(known)
+            }
+            Want::Record(key) => Some(vec![(key.clone(), self.record(key)?)]),
+            Want::Chunks { ino, from, to } => {
+                let inode = self.inode(*ino)?;
+                let Some(Record::Inode(inode)) = inode.as_deref() else { return Some(Vec::new()) };
+                let end = inode.size.div_ceil(CHUNK_SIZE).min(*to);
+                if end.saturating_sub(*from) > CHUNKS_MAX {
+                    return None;
+                }
+                (*from..end)
+                    .map(|number| Key::Chunk(*ino, number))
+                    .map(|key| self.get(&key).map(|known| (key, known)))
+                    .collect()
+            }
+            Want::Xattrs(ino) => self.has_no(*ino, |inode| inode.xattr_bytes == 0).then(Vec::new),
+            Want::Links(ino) => self.has_no(*ino, |inode| inode.nlink <= 1).then(Vec::new),
+            Want::Directory { .. } => None,
+        }
+    }
+
+    /// A record, or that there is none, from all that is known.
+    fn record(&self, key: &Key) -> Option<Known> {
+        if let Some(known) = self.get(key) {
+            return Some(known);
+        }
+        let is_none = match key {
+            Key::Chunk(ino, number) => {
+                self.has_no(*ino, |inode| inode.size <= number.saturating_mul(CHUNK_SIZE))
+            }
+            Key::Xattr(ino, _) => self.has_no(*ino, |inode| inode.xattr_bytes == 0),
+            Key::Link(ino, _, _) => self.has_no(*ino, |inode| inode.nlink <= 1),
+            Key::Orphan(ino) => self.has_no(*ino, |inode| inode.nlink > 0),
+            Key::Inode(_) | Key::Usage | Key::Entry(..) => false,
+        };
+        is_none.then_some(None)
+    }
+
+    /// Whether an inode is known and says that it has none of something.
+    fn has_no(&self, ino: Ino, says: impl FnOnce(&Inode) -> bool) -> bool {
+        self.inode(ino).is_some_and(|known| match known.as_deref() {
+            Some(Record::Inode(inode)) => says(inode),
+            _ => false,
+        })
+    }
+
+    /// Drops changes that were committed before all requests that are under way.
+    fn settle(&mut self) {
+        let first = self.under_way.first().copied();
+        self.pending.settle(first.map_or(self.asked, |first| first - 1));
+    }
+
     /// The newest version that is known to have changed a key.
     fn floor(&self, key: &Key) -> u64 {
         self.floors.get(key).copied().unwrap_or(0).max(self.floor)
     }
 
     fn raise(&mut self, key: &Key, version: u64) {
-        if self.under_way == 0 {
+        if self.under_way.is_empty() {
             return;
         }
         if self.floors.len() >= FLOORS_MAX {
@@ -355,11 +515,12 @@ impl Request<'_> {
 impl Drop for Request<'_> {
     fn drop(&mut self) {
         let mut inner = self.cache.lock();
-        inner.under_way -= 1;
-        if inner.under_way == 0 {
+        inner.under_way.remove(&self.number);
+        if inner.under_way.is_empty() {
             inner.floors.clear();
             inner.floor = 0;
         }
+        inner.settle();
     }
 }
 

@@ -107,7 +107,7 @@ impl Data {
                 other => other?,
             };
             self.session.read(vec![Want::Record(Key::Inode(file.ino))]).await?;
-            if self.session.delegations.session_of(file.ino) != Some(session) {
+            if self.session.delegated_to(file.ino) != Some(session) {
                 continue;
             }
             let mut state = file.lock();

@@ -107,7 +107,7 @@ impl Data {
         if !self.lay(file, offset, data, permit, how) {
             return Ok(false);
         }
-        if how.from_cache && self.session.delegations.session_of(file.ino).is_none() {
+        if how.from_cache && self.session.delegated_to(file.ino).is_none() {
             tokio::spawn(Arc::clone(self).commit_at_once(Arc::clone(file)));
         }
         self.return_superfluous();
@@ -132,7 +132,7 @@ impl Data {
         how: How,
     ) -> Result<bool> {
         check_end(offset, data.len())?;
-        if data.is_empty() || self.session.delegations.session_of(file.ino).is_none() {
+        if data.is_empty() || self.session.delegated_to(file.ino).is_none() {
             return Ok(false);
         }
         match Arc::clone(&self.memory).try_acquire_many_owned(data.len() as u32) {
@@ -155,7 +155,7 @@ impl Data {
         {
             let mut state = file.lock();
             // Under the lock: who strikes the delegation off takes it afterwards, and finds all that was laid.
-            let delegated_to = self.session.delegations.session_of(file.ino);
+            let delegated_to = self.session.delegated_to(file.ino);
             if !how.from_cache && delegated_to.is_none() {
                 return false;
             }

@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
 use super::data::Data;
+use super::lease;
 use super::session::Session;
 
 /// More of them than this, and those are returned that are not in use.
@@ -74,6 +75,14 @@ impl Drop for InUse<'_> {
         drop(inner);
         self.delegations.changed.notify_waiters();
     }
+}
+
+/// A file that may be written to until this is dropped; see [`Session::delegated`].
+pub(super) enum Use<'a> {
+    /// For it is delegated.
+    File { _in_use: InUse<'a> },
+    /// For the volume is.
+    Volume { _in_use: lease::InUse<'a> },
 }
 
 /// Somebody waits for a delegation to have no users.
@@ -257,23 +266,35 @@ impl Delegations {
 }
 
 impl Session {
+    /// The session to which a file is delegated, by itself or with the volume.
+    pub(super) fn delegated_to(&self, ino: Ino) -> Option<SessionId> {
+        self.lease.session().or_else(|| self.delegations.session_of(ino))
+    }
+
     /// Has a file delegated to this session until what is answered is dropped, or the session ends; and from then on until somebody
     /// else asks. Who holds one must not wait for another.
     ///
     /// # Errors
     /// `Stale` for a file that is gone; those of the daemon.
-    pub(super) async fn delegated(&self, ino: Ino) -> Result<InUse<'_>> {
+    pub(super) async fn delegated(&self, ino: Ino) -> Result<Use<'_>> {
         let give_up = Instant::now() + self.offline_timeout;
         loop {
             let mut changed = std::pin::pin!(self.delegations.changed.notified());
             changed.as_mut().enable();
+            if let Some(in_use) = self.lease.use_held() {
+                return Ok(Use::Volume { _in_use: in_use });
+            }
             if let Some(in_use) = self.delegations.use_held(ino) {
-                return Ok(in_use);
+                return Ok(Use::File { _in_use: in_use });
             }
             let Some(in_use) = self.delegations.ask(ino) else {
                 changed.await;
                 continue;
             };
+            if self.lease.here().is_some() {
+                // The volume is being returned, and the daemon may not know of the file yet.
+                self.committed(ino).await?;
+            }
             let take = &DelegationRequest::Take(ino);
             let asked = self.until_answered(|id| {
                 Box::pin(async move { self.remote.delegation(id, take).await.map(|reply| (id, reply)) })
@@ -281,8 +302,8 @@ impl Session {
             let answer = asked.await;
             self.caught_up().await;
             match answer {
-                Ok((id, DelegationReply { run })) if self.delegations.given(&in_use, id, run) => {
-                    return Ok(in_use);
+                Ok((id, DelegationReply { run, .. })) if self.delegations.given(&in_use, id, run) => {
+                    return Ok(Use::File { _in_use: in_use });
                 }
                 Err(error) if error.kind() == ErrorKind::NotFound => {
                     return Err(Error::stale(format!("inode {ino}")).because(error));

@@ -43,6 +43,8 @@ struct Work {
     version: u64,
     /// Files that others wait for.
     recalled: Vec<Ino>,
+    /// Others wait for the volume.
+    volume_recalled: bool,
     /// Names have come, gone or changed what they lead to.
     names: bool,
     all: bool,
@@ -102,7 +104,11 @@ impl Session {
         }
         let before = self.grant();
         let sent = Instant::now();
-        let resume = ResumeSession { held: self.opens.orphans(), delegations: self.delegations.to_claim() };
+        let resume = ResumeSession {
+            held: self.opens.orphans(),
+            delegations: self.delegations.to_claim(),
+            volume: self.lease.to_claim(),
+        };
         let answer = timeout(interval(&before), self.remote.resume_session(before.session, &resume))
             .await
             .map_err(|_| Error::timed_out("resuming the session"))?;
@@ -114,6 +120,7 @@ impl Session {
                     self.claim_locks(&grant).await?;
                 }
                 self.delegations.resumed(grant.run);
+                self.lease.resumed(grant.run);
                 self.state().taken_up(grant, sent);
                 self.notify();
                 Ok(())
@@ -145,6 +152,7 @@ impl Session {
                     let work = self.gather(event, &mut events)?;
                     number = work.number.max(number);
                     let ack = Ack { number, held: work.held.clone() };
+                    let volume_recalled = work.volume_recalled;
                     let recalled = self.carry_out(work).await;
                     self.note_carried_out(grant.session, number);
                     let acknowledged = self.acknowledge_in(interval, &ack).await;
@@ -152,6 +160,10 @@ impl Session {
                         // After that, for it may take long; and in any case, for it is not told again.
                         let session = Arc::clone(self);
                         tokio::spawn(async move { session.recalled(recalled).await });
+                    }
+                    if volume_recalled {
+                        let session = Arc::clone(self);
+                        tokio::spawn(async move { session.return_lease().await });
                     }
                     acknowledged?;
                     *pause = Duration::from_millis(10);
@@ -209,9 +221,10 @@ impl Session {
                 work.version = work.version.max(version);
                 work.delegated.insert(ino);
             }
-            Event::Recall { number, inos } => {
+            Event::Recall { number, inos, volume } => {
                 work.number = work.number.max(number);
                 work.recalled.extend(inos);
+                work.volume_recalled |= volume;
             }
             Event::Changed { number, version, keys, orphans } => {
                 self.cache.drop_keys(version, &keys);
@@ -278,6 +291,7 @@ impl Session {
             (state.grant.session, state.ended)
         };
         self.notify();
+        self.queue.close();
         if !ended && let Ok(Err(error)) = timeout(Duration::from_secs(5), self.remote.close_session(id)).await
         {
             log::warn!("closing the session: {error}");

@@ -233,7 +233,10 @@ impl Fs {
     }
 
     pub(super) async fn commit(&self, file: &OpenFile) -> Result<()> {
-        let sent = self.send(file).await;
+        let mut sent = self.send(file).await;
+        if sent.is_ok() {
+            sent = self.session.committed(file.ino).await;
+        }
         // A failure is noted with the file; this handle has now been told of it.
         file.report().and(sent)
     }
@@ -273,6 +276,14 @@ impl Fs {
             return Err(error);
         }
         Ok(handle)
+    }
+
+    /// fsync of a directory: all of its names are durable afterwards.
+    ///
+    /// # Errors
+    /// `Stale` when some were lost with the session; `TimedOut`.
+    pub async fn sync_directory(&self, ino: Ino) -> Result<()> {
+        self.session.committed(ino).await
     }
 
     /// The directory behind a handle.

@@ -19,6 +19,7 @@ pub mod handles;
 pub mod ids;
 pub mod kernel;
 pub mod known;
+mod lease;
 pub mod locks;
 pub mod names;
 pub mod opens;
@@ -66,6 +67,8 @@ pub struct Options {
     pub read_only: bool,
     /// Every write is durable when it returns.
     pub sync: bool,
+    /// While nobody else uses the volume, changes are answered before they are sent.
+    pub lease: bool,
     /// For people who look at the list of sessions: host and mount point.
     pub client: String,
     /// How long calls wait for a daemon that is away.
@@ -87,6 +90,7 @@ impl Default for Options {
             volume: None,
             read_only: false,
             sync: false,
+            lease: false,
             client: String::new(),
             offline_timeout: Duration::from_secs(300),
             memory: 96 << 20,
@@ -160,12 +164,14 @@ impl Fs {
             client: options.client.clone(),
         };
         // Half for what is being written, a quarter for blocks, a quarter for records.
-        let session = Session::open(remote, open, options.offline_timeout, options.memory / 4).await?;
+        let (patience, memory) = (options.offline_timeout, options.memory / 4);
+        let session = Session::open(remote, open, patience, memory, options.lease).await?;
         let data = Data::new(Arc::clone(&session), Arc::clone(&clock), options.memory / 2);
         let reader = Reader::new(Arc::clone(&session), options.memory / 4);
         let accesses = Accesses::new(Arc::clone(&session));
         tokio::spawn(Data::write_back(Arc::downgrade(&data)));
         tokio::spawn(Accesses::send_lazily(Arc::downgrade(&accesses)));
+        tokio::spawn(Session::send_queue(Arc::downgrade(&session)));
         Ok(Self {
             session,
             data,
@@ -213,6 +219,7 @@ impl Fs {
         self.session.known.add(self.root, false);
         if self.session.kernel.set(kernel).is_ok() {
             tokio::spawn(Arc::clone(&self.session).follow());
+            tokio::spawn(Session::seek_lease(Arc::downgrade(&self.session)));
         }
     }
 
@@ -221,7 +228,8 @@ impl Fs {
     /// # Errors
     /// The last failure of writing.
     pub async fn commit_all(&self) -> Result<()> {
-        self.data.commit_older(Duration::ZERO).await
+        let sent = self.data.commit_older(Duration::ZERO).await;
+        sent.and(self.session.all_committed().await)
     }
 
     /// Commits what is dirty and ends the session.
@@ -229,10 +237,11 @@ impl Fs {
     /// # Errors
     /// The last failure of writing.
     pub async fn stop(&self) -> Result<()> {
-        let result = self.data.commit_older(Duration::ZERO).await;
+        let mut result = self.data.commit_older(Duration::ZERO).await;
         if tokio::time::timeout(STOP_PATIENCE, self.accesses.send_all()).await.is_err() {
             log::warn!("the times of the last reads are lost: the daemon does not answer");
         }
+        result = result.and(self.session.all_committed().await);
         self.session.close().await;
         result
     }

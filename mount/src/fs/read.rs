@@ -242,7 +242,11 @@ impl Reader {
     /// Bytes of a block. `whole`: more of it will be wanted.
     async fn block(&self, id: BlockId, range: Range<u32>, whole: bool) -> Result<Bytes> {
         let wanted = range.start as usize..range.end as usize;
-        let cached = if whole { Some(self.whole_block(id).await?) } else { self.blocks.get(&id) };
+        let cached = match self.session.queue.block(&id) {
+            Some(data) => Some(data),
+            None if whole => Some(self.whole_block(id).await?),
+            None => self.blocks.get(&id),
+        };
         if let Some(data) = cached {
             if wanted.end > data.len() {
                 return Err(Error::corrupt(format!("block {id} is shorter than its extents say")));

@@ -112,8 +112,9 @@ impl Session {
     pub(super) async fn ask(&self, read: &Read) -> Result<ReadReply> {
         let reply = self.until_answered(|id| Box::pin(async move { self.remote.read(id, read).await })).await;
         self.caught_up().await;
-        let reply = reply?;
+        let mut reply = reply?;
         check::answers(&read.wants, &reply.answers)?;
+        self.cache.lay_over(reply.version, &read.wants, &mut reply.answers);
         Ok(reply)
     }
 

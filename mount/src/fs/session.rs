@@ -19,6 +19,7 @@ use super::delegations::{Delegations, Writer};
 use super::guests::Guests;
 use super::kernel::Kernel;
 use super::known::Known;
+use super::lease::{Lease, Queue};
 use super::locks::Locks;
 use super::opens::Opens;
 use super::remote::Remote;
@@ -40,6 +41,9 @@ pub struct Session {
     pub(super) known: Arc<Known>,
     pub(super) locks: Locks,
     pub(super) delegations: Delegations,
+    pub(super) lease: Arc<Lease>,
+    /// What was done under the lease and is to be sent.
+    pub(super) queue: Arc<Queue>,
     /// Where what is recalled is committed.
     pub(super) writer: OnceLock<Writer>,
     pub(super) suspended: Suspended,
@@ -99,6 +103,7 @@ impl Session {
         open: OpenSession,
         offline_timeout: Duration,
         cache_bytes: usize,
+        wants_lease: bool,
     ) -> Result<Arc<Self>> {
         let sent = Instant::now();
         let grant = timeout(START_TIMEOUT, remote.open_session(&open))
@@ -115,6 +120,8 @@ impl Session {
             known: Arc::default(),
             locks: Locks::new(&grant),
             delegations: Delegations::new(&grant),
+            lease: Arc::new(Lease::new(&grant, wants_lease)),
+            queue: Queue::new(grant.session),
             writer: OnceLock::new(),
             suspended: Suspended::default(),
             open,
@@ -168,6 +175,7 @@ impl Session {
     pub(super) async fn reopen(&self) -> Result<()> {
         let sent = Instant::now();
         let grant = self.remote.open_session(&self.open).await?;
+        self.lose_lease(&grant);
         self.forget_all().await;
         self.locks.lose(&grant);
         self.delegations.lose(&grant);

@@ -42,6 +42,8 @@ impl Fs {
     /// Those of the daemon.
     pub async fn room(&self) -> Result<Room> {
         let volume = self.options.volume.as_deref();
+        // What was done here counts.
+        let _late = timeout(TIMEOUT, self.session.all_committed()).await;
         let last = self.space.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let storage = match last {
             Some((at, storage)) if at.elapsed() < KEPT => storage,

@@ -125,7 +125,8 @@ async fn a_batch_brings_its_blocks() {
     let first = world.sessions.inodes(&world.caller, grant.session).await.unwrap().first.0;
     let block = |bytes: &[u8]| InlineBlock { id: BlockId::of(&grant.key, bytes), data: bytes.to_vec() };
     let send = async |sequence: u64, mutations: Vec<Mutation>, blocks: Vec<InlineBlock>| {
-        let batch = Batch { sequence, mutations, held: Vec::new(), delegates: Vec::new(), blocks };
+        let batch =
+            Batch { sequence, mutations, held: Vec::new(), delegates: Vec::new(), blocks, brief: false };
         world.sessions.batch(&world.caller, grant.session, batch).await.map_err(|error| error.kind())
     };
     let good = block(b"good");

@@ -155,7 +155,14 @@ async fn a_deleted_volume_leaves_nothing_behind() {
     let block = BlockId::of(&granted.key, &data);
     world.sessions.put_block(&world.caller, granted.session, block, Draft::of(&data).unwrap()).await.unwrap();
     let mutations = vec![create("f", first), write(first, 0, 11, block)];
-    let batch = Batch { sequence: 1, mutations, held: Vec::new(), delegates: Vec::new(), blocks: Vec::new() };
+    let batch = Batch {
+        sequence: 1,
+        mutations,
+        held: Vec::new(),
+        delegates: Vec::new(),
+        blocks: Vec::new(),
+        brief: false,
+    };
     world.sessions.batch(&world.caller, granted.session, batch).await.unwrap();
 
     world.volumes.delete_shared("team").await.unwrap();

@@ -107,7 +107,14 @@ impl World {
             .batch(
                 &self.caller,
                 id,
-                Batch { sequence, mutations, held: Vec::new(), delegates: Vec::new(), blocks: Vec::new() },
+                Batch {
+                    sequence,
+                    mutations,
+                    held: Vec::new(),
+                    delegates: Vec::new(),
+                    blocks: Vec::new(),
+                    brief: false,
+                },
             )
             .await
     }

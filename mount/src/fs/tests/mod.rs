@@ -7,6 +7,7 @@ mod data;
 mod delegations;
 pub(crate) mod fake;
 mod hostile;
+mod lease;
 mod locks;
 mod model;
 mod names;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
 use proptest::{collection, test_runner::Config};
@@ -13,9 +14,9 @@ use tandemfs::id::Ino;
 use tandemfs::tree::{CHUNK_SIZE, Key, RenameMode};
 
 use super::fake::Daemon;
-use super::{ROOT, list, mount};
+use super::{ROOT, list, mount, mount_with};
 use crate::fs::data::How;
-use crate::fs::{Fs, Set};
+use crate::fs::{Fs, Options, Set};
 
 /// Offsets where something may go wrong.
 const PLACES: [u64; 6] = [0, 5, 100, CHUNK_SIZE - 3, CHUNK_SIZE, 2 * CHUNK_SIZE - 40];
@@ -37,6 +38,7 @@ enum Call {
     Fsync(usize),
     List(usize, bool),
     Stat(usize, usize),
+    Pause(u64),
 }
 
 fn call() -> impl Strategy<Value = Call> {
@@ -59,6 +61,7 @@ fn call() -> impl Strategy<Value = Call> {
         1 => (mounted.clone(), any::<bool>()).prop_map(|(m, p)| Call::List(m, p)),
         2 => (mounted, name).prop_map(|(m, n)| Call::Stat(m, n)),
         1 => Just(Call::Close(0)),
+        1 => (1u64..100).prop_map(Call::Pause),
     ]
 }
 
@@ -223,6 +226,7 @@ impl World {
                 let names: Vec<&str> = [".", ".."].into_iter().chain(self.names.keys().copied()).collect();
                 assert_eq!(list(&self.mounts[m], Ino::ROOT, plus).await, names);
             }
+            Call::Pause(ms) => tokio::time::sleep(Duration::from_millis(ms)).await,
             Call::Stat(m, n) => {
                 let Some(ino) = self.inode(m, NAMES[n]).await else { return };
                 let inode = self.mounts[m].getattr(ino).await.unwrap().inode;
@@ -236,13 +240,24 @@ impl World {
 }
 
 fn run(calls: Vec<Call>, mounts: usize, lose_every: u64) {
+    run_with(&Options::default(), calls, mounts, lose_every);
+}
+
+/// Every mount takes the lease whenever it can.
+fn run_leased(calls: Vec<Call>, mounts: usize, lose_every: u64) {
+    run_with(&Options { lease: true, ..Options::default() }, calls, mounts, lose_every);
+}
+
+fn run_with(options: &Options, calls: Vec<Call>, mounts: usize, lose_every: u64) {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     runtime.block_on(async {
         let daemon = Arc::new(Daemon::default());
         daemon.lose_every.store(lose_every, Ordering::SeqCst);
-        let first = mount(&daemon).await;
-        let second = if mounts == 2 { mount(&daemon).await } else { Arc::clone(&first) };
+        daemon.lends.store(true, Ordering::SeqCst);
+        let first = mount_with(&daemon, options.clone()).await.0;
+        let second =
+            if mounts == 2 { mount_with(&daemon, options.clone()).await.0 } else { Arc::clone(&first) };
         let mut world = World { mounts: vec![first, second], names: BTreeMap::new(), handles: Vec::new() };
         for call in calls {
             world.call(call).await;
@@ -287,6 +302,21 @@ proptest! {
     #[test]
     fn two_mounts_see_one_another(calls in collection::vec(call(), 1..50)) {
         run(calls, 2, 0);
+    }
+
+    #[test]
+    fn one_mount_with_the_lease_behaves_as_plain_files(calls in collection::vec(call(), 1..50)) {
+        run_leased(calls, 1, 0);
+    }
+
+    #[test]
+    fn two_mounts_that_recall_the_lease_see_one_another(calls in collection::vec(call(), 1..50)) {
+        run_leased(calls, 2, 0);
+    }
+
+    #[test]
+    fn lost_answers_change_nothing_under_the_lease(calls in collection::vec(call(), 1..40), every in 2u64..7) {
+        run_leased(calls, 2, every);
     }
 
     #[test]

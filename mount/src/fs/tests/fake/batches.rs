@@ -105,8 +105,11 @@ impl Daemon {
                     _ => None,
                 })
                 .collect();
-            let reply = BatchReply { version, records };
+            let mut reply = BatchReply { version, records };
             let keys: Vec<Key> = reply.records.iter().map(|(key, _)| key.clone()).collect();
+            if batch.brief {
+                reply.records.clear();
+            }
             let mut waits = Vec::new();
             for (other, session) in &mut state.sessions {
                 if *other == id {

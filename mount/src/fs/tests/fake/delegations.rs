@@ -26,14 +26,22 @@ impl State {
                 _ => None,
             })
             .collect();
-        let mut free = files.is_empty() || self.unresumed.iter().all(|other| *other == id);
+        let mut free = self.unresumed.iter().all(|other| *other == id);
+        if let Some(other) = self.lease.filter(|other| *other != id) {
+            free = false;
+            if let Some(session) = self.sessions.get_mut(&other)
+                && !std::mem::replace(&mut session.volume_recalled, true)
+            {
+                session.push(|number| Event::Recall { number, inos: Vec::new(), volume: true });
+            }
+        }
         for ino in files {
             let Some(other) = self.delegations.get(&ino).filter(|other| **other != id) else { continue };
             free = false;
             if let Some(session) = self.sessions.get_mut(other)
                 && session.recalled.insert(ino)
             {
-                session.push(|number| Event::Recall { number, inos: vec![ino] });
+                session.push(|number| Event::Recall { number, inos: vec![ino], volume: false });
             }
         }
         free
@@ -53,8 +61,45 @@ impl Daemon {
     /// Waits until others may have returned their files; who has not by the end of its lease has lost them.
     pub(super) async fn returned(&self, id: SessionId, end: Instant, acknowledged: impl Future<Output = ()>) {
         if timeout_at(end, acknowledged).await.is_err() {
-            self.state.lock().unwrap().delegations.retain(|_, theirs| *theirs == id);
+            let mut state = self.state.lock().unwrap();
+            state.delegations.retain(|_, theirs| *theirs == id);
+            state.lease.take_if(|holder| *holder != id);
         }
+    }
+
+    /// Delegates the volume to whoever is alone on it.
+    pub(super) async fn take_volume(&self, id: SessionId) -> bool {
+        let waits: Vec<_> = {
+            let mut state = self.state.lock().unwrap();
+            let is_alone = state.sessions.len() == 1;
+            let is_free = state.lease.is_none_or(|holder| holder == id)
+                && state.delegations.values().all(|other| *other == id);
+            if !is_free || !is_alone && !self.lends.load(Ordering::SeqCst) {
+                return false;
+            }
+            if let Some(session) = state.sessions.get_mut(&id) {
+                session.volume_recalled = false;
+            }
+            state.lease = Some(id);
+            state.version += 1;
+            let version = state.version;
+            let others = state.sessions.iter_mut().filter(|(other, _)| **other != id);
+            others
+                .map(|(other, session)| (*other, session.push(|number| Event::DropAll { number, version })))
+                .collect()
+        };
+        self.told(&waits).await;
+        true
+    }
+
+    pub(super) fn give_back_volume(&self, id: SessionId) {
+        let mut state = self.state.lock().unwrap();
+        state.lease.take_if(|holder| *holder == id);
+        if let Some(session) = state.sessions.get_mut(&id) {
+            session.volume_recalled = false;
+        }
+        drop(state);
+        self.acknowledged.notify_waiters();
     }
 
     pub(super) async fn take(&self, id: SessionId, ino: Ino) -> Result<()> {

@@ -39,6 +39,8 @@ pub(crate) struct Daemon {
     pub(super) down: AtomicBool,
     /// The credentials do not count any more.
     pub(super) denies: AtomicBool,
+    /// The volume is delegated to whoever asks; others drop all that they know then.
+    pub(super) lends: AtomicBool,
     /// Blocks come too often.
     pub(super) limits: AtomicBool,
     /// How often they did.
@@ -75,6 +77,8 @@ struct State {
     sessions: BTreeMap<SessionId, Session>,
     locks: LockTable<(SessionId, u64)>,
     delegations: BTreeMap<Ino, SessionId>,
+    /// Who has all of the volume.
+    lease: Option<SessionId>,
     /// Sessions of the run before that have not claimed their locks.
     unclaimed: HashSet<SessionId>,
     asked: Vec<(SessionId, HeldLock)>,
@@ -99,6 +103,7 @@ impl Default for State {
             sessions: BTreeMap::new(),
             locks: LockTable::default(),
             delegations: BTreeMap::new(),
+            lease: None,
             unclaimed: HashSet::new(),
             asked: Vec::new(),
             unresumed: HashSet::new(),
@@ -132,6 +137,11 @@ impl Daemon {
         self.state.lock().unwrap().delegations.iter().map(|(ino, session)| (*ino, *session)).collect()
     }
 
+    /// Who has all of the volume.
+    pub(super) fn lease(&self) -> Option<SessionId> {
+        self.state.lock().unwrap().lease
+    }
+
     /// All locks: the owner's number and the lock.
     pub(super) fn locks(&self) -> Vec<(u64, Lock)> {
         let state = self.state.lock().unwrap();
@@ -144,6 +154,7 @@ impl Daemon {
         state.sessions.clear();
         state.locks = LockTable::default();
         state.delegations.clear();
+        state.lease = None;
         drop(state);
         self.locks_changed.notify_waiters();
         self.acknowledged.notify_waiters();
@@ -158,10 +169,12 @@ impl Daemon {
         state.unclaimed = state.sessions.keys().copied().collect();
         state.unresumed = state.unclaimed.clone();
         state.delegations.clear();
+        state.lease = None;
         for session in state.sessions.values_mut() {
             session.stream = None;
             session.unacked.clear();
             session.recalled.clear();
+            session.volume_recalled = false;
             session.acked = session.number;
         }
     }

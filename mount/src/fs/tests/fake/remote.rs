@@ -101,12 +101,15 @@ impl Remote for Daemon {
     async fn delegation(&self, session: SessionId, request: &DelegationRequest) -> Result<DelegationReply> {
         self.up()?;
         self.session(session, |_| ())?;
+        let mut done = true;
         match request {
             DelegationRequest::Take(ino) => self.take(session, *ino).await?,
             DelegationRequest::Return(inos) => self.give_back(session, inos),
+            DelegationRequest::TakeVolume => done = self.take_volume(session).await,
+            DelegationRequest::ReturnVolume => self.give_back_volume(session),
         }
         let run = self.state.lock().unwrap().run;
-        self.lossy(Ok(DelegationReply { run }))
+        self.lossy(Ok(DelegationReply { run, done }))
     }
 
     async fn lock(&self, session: SessionId, request: &LockRequest) -> Result<LockReply> {

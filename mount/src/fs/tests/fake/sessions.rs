@@ -20,6 +20,7 @@ pub(super) struct Session {
     pub(super) acked: u64,
     pub(super) held: HashSet<Ino>,
     pub(super) recalled: BTreeSet<Ino>,
+    pub(super) volume_recalled: bool,
     pub(super) unacked: VecDeque<Event>,
     pub(super) stream: Option<mpsc::UnboundedSender<Result<Event>>>,
     pub(super) answers: HashMap<u64, Result<BatchReply>>,
@@ -76,6 +77,9 @@ impl Daemon {
             for ino in &resume.delegations {
                 state.delegations.entry(*ino).or_insert(session);
             }
+            if resume.volume {
+                state.lease.get_or_insert(session);
+            }
             self.acknowledged.notify_waiters();
         }
         Ok(SessionGrant {
@@ -98,6 +102,7 @@ impl Daemon {
             state.unclaimed.remove(&session);
             state.unresumed.remove(&session);
             state.delegations.retain(|_, theirs| *theirs != session);
+            state.lease.take_if(|holder| *holder == session);
             state.locks.release(|(theirs, _)| theirs == session);
             state.sessions.remove(&session).map(|session| session.held).unwrap_or_default()
         };
@@ -129,6 +134,7 @@ impl Daemon {
             session.unacked.retain(|event| match event {
                 Event::Changed { number, .. }
                 | Event::Delegated { number, .. }
+                | Event::DropAll { number, .. }
                 | Event::Recall { number, .. } => *number > acked,
                 _ => false,
             });
