@@ -10,6 +10,7 @@ use tandemfs::{ErrorKind, Result};
 use tokio::time::{Instant, timeout};
 
 use super::audience::RETURN_PATIENCE;
+use super::delegations::Delegated;
 use super::tests::{ack, alive, drop_all, events, news};
 use crate::volumes::tests::world::{World, create};
 
@@ -63,7 +64,7 @@ async fn a_file_is_delegated_once_the_others_have_dropped_it_and_shown_once_it_i
     let wants = [Want::Record(Key::Inode(ino))];
     let mut listed = pin!(async { world.volume().await.read(None, &wants).await });
     assert!(timeout(SOON, async { tokio::join!(&mut seen, &mut listed) }).await.is_err());
-    let Event::Recall { number, inos } = news(&mut heard[0]).await else { panic!() };
+    let Event::Recall { number, inos, volume: false } = news(&mut heard[0]).await else { panic!() };
     assert_eq!(inos, [ino]);
     ack(&world, one, number, &[]).await;
     assert!(timeout(SOON, news(&mut heard[0])).await.is_err(), "told once");
@@ -79,7 +80,7 @@ async fn a_recall_that_crosses_with_a_return_does_not_keep_the_next_from_being_t
     let world = World::new().await;
     let (one, two, ino) = start(&world).await;
     let mut heard = [events(&world, one).await, events(&world, two).await];
-    world.sessions.audience.get(one).unwrap().recall(&[ino]);
+    world.sessions.audience.get(one).unwrap().recall(&Delegated { files: vec![ino], volume: false });
     assert!(matches!(news(&mut heard[0]).await, Event::Recall { .. }));
     let take = ask(&world, one, DelegationRequest::Take(ino));
     let told = async {
@@ -142,7 +143,7 @@ async fn after_a_restart_nobody_is_shown_a_file_before_all_have_said_what_they_h
     let (one, two, ino) = start(&world).await;
     let world = world.restart().await;
     let resume = async |id, delegations| {
-        let resume = ResumeSession { held: Vec::new(), delegations };
+        let resume = ResumeSession { held: Vec::new(), delegations, volume: false };
         world.sessions.resume(&world.caller, id, &resume).await.unwrap();
         drop_all(&world, id).await;
     };
@@ -169,7 +170,7 @@ async fn what_is_created_may_be_delegated_with_that_and_nothing_else() {
     };
     batch(1, first, vec![first]).await.unwrap();
     let delegations = world.sessions.audience.delegations(world.caller.home);
-    assert!(delegations.has_any(one, &[first]));
+    assert!(delegations.has(one, first));
     let refused = batch(2, Ino(first.0 + 1), vec![first]).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Invalid);
     let missing = ask(&world, one, DelegationRequest::Take(Ino(first.0 + 7))).await.unwrap_err();
@@ -177,5 +178,62 @@ async fn what_is_created_may_be_delegated_with_that_and_nothing_else() {
     let directory = ask(&world, one, DelegationRequest::Take(Ino::ROOT)).await.unwrap_err();
     assert_eq!(directory.kind(), ErrorKind::NotFound);
     world.sessions.close(&world.caller, one).await.unwrap();
-    assert!(!delegations.has_any(one, &[first]));
+    assert!(!delegations.has(one, first));
+}
+
+async fn take_all(world: &World, id: SessionId) -> bool {
+    world.sessions.delegation(&world.caller, id, &DelegationRequest::TakeVolume).await.unwrap().done
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_volume_is_delegated_to_who_is_alone_and_returned_when_anybody_wants_anything() {
+    let world = World::new().await;
+    let one = world.session().await.session;
+    assert!(take_all(&world, one).await);
+    assert!(take_all(&world, one).await, "an answer may have been lost");
+    let mut heard = events(&world, one).await;
+    let first = world.sessions.inodes(&world.caller, one).await.unwrap().first;
+    timeout(SOON, world.batch(one, 1, vec![create("f", first.0)])).await.expect("one's own").unwrap();
+
+    // A session that is opened now waits before it is shown anything, and REST likewise.
+    let two = world.session().await.session;
+    assert!(!take_all(&world, two).await);
+    let mut seen = pin!(look(&world, two, Ino::ROOT));
+    let wants = [Want::Record(Key::Usage)];
+    let mut listed = pin!(async { world.volume().await.read(None, &wants).await });
+    let mut limited = pin!(async { world.volumes.set_quota(world.caller.home, Some(1 << 30), None).await });
+    assert!(timeout(SOON, async { tokio::join!(&mut seen, &mut listed, &mut limited) }).await.is_err());
+    let Event::Recall { number, inos, volume: true } = news(&mut heard).await else { panic!() };
+    assert!(inos.is_empty());
+    ack(&world, one, number, &[]).await;
+    assert!(timeout(SOON, news(&mut heard)).await.is_err(), "told once");
+    timeout(SOON, world.batch(one, 2, vec![create("g", first.0 + 1)])).await.expect("it is sent").unwrap();
+    world.sessions.delegation(&world.caller, one, &DelegationRequest::ReturnVolume).await.unwrap();
+    let (seen, listed) = timeout(SOON, async { tokio::join!(seen, listed) }).await.expect("it is returned");
+    seen.unwrap();
+    listed.unwrap();
+    world.sessions.close(&world.caller, two).await.unwrap();
+    timeout(SOON, limited).await.expect("it is returned").unwrap();
+    assert!(take_all(&world, one).await, "alone again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_restart_nobody_is_shown_anything_before_all_have_said_what_they_have() {
+    let world = World::new().await;
+    let one = world.session().await.session;
+    assert!(take_all(&world, one).await);
+    let two = world.session().await.session;
+    let world = world.restart().await;
+    let resume = async |id, volume| {
+        let resume = ResumeSession { held: Vec::new(), delegations: Vec::new(), volume };
+        world.sessions.resume(&world.caller, id, &resume).await.unwrap();
+        drop_all(&world, id).await;
+    };
+    resume(two, false).await;
+    let mut seen = pin!(look(&world, two, Ino::ROOT));
+    assert!(timeout(SOON, &mut seen).await.is_err(), "the other has not said yet");
+    resume(one, true).await;
+    assert!(timeout(SOON, &mut seen).await.is_err(), "the other has all of it");
+    world.sessions.delegation(&world.caller, one, &DelegationRequest::ReturnVolume).await.unwrap();
+    timeout(SOON, seen).await.expect("it is returned").unwrap();
 }

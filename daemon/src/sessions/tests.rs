@@ -261,7 +261,7 @@ async fn an_orphan_lives_as_long_as_somebody_holds_it() {
 
     // It outlives the daemon if its holder says so, and ends with him.
     let world = world.restart().await;
-    let held = ResumeSession { held: vec![Ino(first + 2)], delegations: Vec::new() };
+    let held = ResumeSession { held: vec![Ino(first + 2)], delegations: Vec::new(), volume: false };
     world.sessions.resume(&world.caller, two, &held).await.unwrap();
     let mut heard = events(&world, two).await;
     for _ in 0..20 {

@@ -185,10 +185,10 @@ proptest! {
         survives(&reply(), &damage, &noise)?;
         survives(&ReadReply { version: 1, answers: Vec::new() }, &damage, &noise)?;
         survives(&Event::DropAll { number: 1, version: 2 }, &damage, &noise)?;
-        survives(&Event::Recall { number: 1, inos: vec![Ino(9)] }, &damage, &noise)?;
+        survives(&Event::Recall { number: 1, inos: vec![Ino(9)], volume: true }, &damage, &noise)?;
         survives(&DelegationRequest::Return(vec![Ino(9)]), &damage, &noise)?;
         survives(&Ack { number: 1, held: vec![Ino(9)] }, &damage, &noise)?;
-        survives(&ResumeSession { held: vec![Ino(9)], delegations: vec![Ino(7)] }, &damage, &noise)?;
+        survives(&ResumeSession { held: vec![Ino(9)], delegations: vec![Ino(7)], volume: true }, &damage, &noise)?;
         survives(&OpenSession { volume: Some("v".into()), read_only: true, client: "c".into() }, &damage, &noise)?;
     }
 

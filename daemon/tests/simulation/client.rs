@@ -53,6 +53,9 @@ pub struct State {
     /// Files that are delegated to it, and since when; and those that it has asked for.
     pub delegated: BTreeMap<Ino, Instant>,
     pub asked: BTreeSet<Ino>,
+    /// The same for all of the volume.
+    pub volume: Option<Instant>,
+    pub asked_all: bool,
     /// Does nothing, and answers no event, until then.
     pub stalled: Option<Instant>,
     /// What was left of the lease when the daemon died.
@@ -98,6 +101,8 @@ impl Client {
             held: BTreeMap::new(),
             delegated: BTreeMap::new(),
             asked: BTreeSet::new(),
+            volume: None,
+            asked_all: false,
             stalled: None,
             lease_left: None,
         };
@@ -131,6 +136,7 @@ impl Client {
         let mut state = self.state();
         state.cache.drop_all();
         state.delegated.clear();
+        state.volume = None;
     }
 
     /// The machine of the client is gone, and with it all that was not done.
@@ -140,6 +146,7 @@ impl Client {
         state.cache = Cache::default();
         state.held.clear();
         state.delegated.clear();
+        state.volume = None;
         state.pending = None;
     }
 }
@@ -164,6 +171,7 @@ impl State {
             self.cache.drop_all();
             self.cache.lease = None;
             self.held.clear();
+            self.volume = None;
             self.delegated.clear();
         }
     }
@@ -172,6 +180,7 @@ impl State {
         let lease = Duration::from_millis(grant.lease_ms);
         let before = self.session.take().filter(|held| held.id == grant.session);
         if before.is_none() {
+            self.volume = None;
             self.delegated.clear();
         }
         if before.as_ref().is_none_or(|held| held.run != grant.run) {
@@ -265,8 +274,12 @@ impl Mount {
         let sent = Instant::now();
         let held: Vec<Ino> = self.client.state().held.keys().copied().collect();
         let delegations = self.client.state().delegated.keys().copied().collect();
+        let volume = self.client.state().volume.is_some();
         note!(self.world.trace, "client {} will resume {} with {held:?}", self.client.number, session.id);
-        match self.call("resume", self.parts.resume(session.id, ResumeSession { held, delegations })).await {
+        match self
+            .call("resume", self.parts.resume(session.id, ResumeSession { held, delegations, volume }))
+            .await
+        {
             Called::Answered(grant) => {
                 note!(self.world.trace, "client {} resumes session {}", self.client.number, grant.session);
                 self.client.state().granted(&grant, sent);

@@ -15,8 +15,8 @@ use tandemd::work::Jobs;
 use tandemfs::api::admin::{Job, JobState};
 use tandemfs::api::files::NodeState;
 use tandemfs::api::fs::{
-    Ack, Batch, BatchReply, DelegationRequest, Event, InodeRange, OpenSession, Read, ReadReply,
-    ResumeSession, SessionGrant,
+    Ack, Batch, BatchReply, DelegationReply, DelegationRequest, Event, InodeRange, OpenSession, Read,
+    ReadReply, ResumeSession, SessionGrant,
 };
 use tandemfs::api::users::Role;
 use tandemfs::block::Draft;
@@ -119,9 +119,12 @@ impl Parts {
         Ok((reply, self.sessions.last_event(session)))
     }
 
-    /// Answers the run in which it counts.
-    pub async fn delegation(&self, session: SessionId, request: DelegationRequest) -> Result<u64> {
-        Ok(self.sessions.delegation(&self.caller, session, &request).await?.run)
+    pub async fn delegation(
+        &self,
+        session: SessionId,
+        request: DelegationRequest,
+    ) -> Result<DelegationReply> {
+        self.sessions.delegation(&self.caller, session, &request).await
     }
 
     pub async fn inodes(&self, session: SessionId) -> Result<InodeRange> {

@@ -50,8 +50,8 @@ async fn follow(mount: &Mount, session: SessionId, events: crate::daemon::Events
         }
         let (number, held) = carry_out(mount, session, &event);
         acknowledge(mount, session, number, held).await;
-        if let Event::Recall { inos, .. } = event {
-            tokio::spawn(mount.clone().recalled(session, inos));
+        if let Event::Recall { inos, volume, .. } = event {
+            tokio::spawn(mount.clone().recalled(session, inos, volume));
         }
     }
 }

@@ -72,7 +72,8 @@ impl Mount {
             940..965 => self.read_held().await,
             965..975 => self.let_go().await,
             975..980 => self.take_one().await,
-            980..990 => self.hang().await,
+            980..986 => self.take_all().await,
+            986..990 => self.hang().await,
             990..994 => self.leave().await,
             _ => self.breathe(300).await,
         }
