@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use tandemfs::config::write_secret;
+use tandemfs::config::{remove_drafts, write_secret};
 use tandemfs::id::NodeId;
 use tandemfs::{Error, Result};
 
@@ -41,6 +41,7 @@ impl DiskSegments {
     pub fn open(node: impl AsRef<Path>, id: NodeId) -> Result<Self> {
         let directory = node.as_ref().join("journal");
         make_directories(&directory).map_err(|error| failure(error, &directory))?;
+        remove_drafts(&directory.join(OWNER))?;
         match Self::owner(node.as_ref())? {
             Some(owner) if owner == id => {}
             Some(owner) => {
