@@ -105,7 +105,10 @@ fn a_reader_never_gets_a_wrong_byte_and_repair_mends_all() {
 
 #[test]
 fn a_failed_upload_and_a_deleted_file_leave_nothing_on_the_nodes() {
-    let mut cluster = Cluster::start_with(&["--config", &config("grace_s = 1\ncollect_interval_s = 1\ninline_bytes = 0\n")]);
+    let mut cluster = Cluster::start_with(&[
+        "--config",
+        &config("grace_s = 1\ncollect_interval_s = 1\ninline_bytes = 0\n"),
+    ]);
     let mount = cluster.mount("m");
     sh(mount.path(), "for i in $(seq 50); do echo MARKER-$i > f$i; done; rm f*");
     mount.unmount();
@@ -123,7 +126,10 @@ fn a_failed_upload_and_a_deleted_file_leave_nothing_on_the_nodes() {
 /// faults.md P3. The node has lost what came after the copy was made, and has again what was deleted since.
 #[test]
 fn a_node_that_comes_back_as_it_was_some_time_ago_serves_nothing_old_and_is_healed() {
-    let mut cluster = Cluster::start_with(&["--config", &config("grace_s = 1\ncollect_interval_s = 1\ninline_bytes = 0\n")]);
+    let mut cluster = Cluster::start_with(&[
+        "--config",
+        &config("grace_s = 1\ncollect_interval_s = 1\ninline_bytes = 0\n"),
+    ]);
     let stored = |cluster: &Cluster| (1..=3).map(|node| objects(cluster, node).len()).sum::<usize>();
     // What a file holds in the end; each is a block of its own.
     let content = |number: u64| match number {
