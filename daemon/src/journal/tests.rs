@@ -414,6 +414,30 @@ async fn copies_are_made_whole_again() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_segment_without_entries_is_copied_too() {
+    for wiped in 0..3 {
+        let mut site = Site::new();
+        put(&site.start().await, "a", "1").await.unwrap();
+        site.start().await;
+        let journal = site.start().await;
+        site.disks[wiped].segments().clear();
+        put(&journal, "b", "2").await.unwrap();
+        for _ in 0..10 {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            let _ = journal.tend(0).await;
+        }
+        assert_eq!(journal.counts().under_replicated, 0, "{:?}", journal.counts());
+        let want = pairs(&site.engine).await;
+        drop(journal);
+        for nodes in [[0, 1], [1, 2], [0, 2]] {
+            site.lose_engine();
+            site.start_on(&nodes).await.unwrap();
+            assert_eq!(pairs(&site.engine).await, want, "from {nodes:?}, {wiped} was wiped");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_node_that_an_admin_has_failed_is_left_alone() {
     let site = Site::new();
