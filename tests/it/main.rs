@@ -8,6 +8,7 @@ mod shell;
 
 mod audit;
 mod browser;
+mod commits;
 mod crash;
 mod cut_off;
 mod damage;
