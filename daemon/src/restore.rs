@@ -15,6 +15,7 @@ use crate::blocks::disk::{DiskStore, sync_directory};
 use crate::daemon::take;
 use crate::journal::{Journal, JournalNode, Until};
 use crate::meta::sqlite::SqliteStore;
+use crate::progress::Progress;
 use crate::segments::disk::DiskSegments;
 
 /// What the command is called.
@@ -114,8 +115,10 @@ impl Restore {
         let draft = self.data.join("meta.db.restoring");
         remove(&draft)?;
         let engine = SqliteStore::open(&draft)?;
+        let mut progress = Progress::new("bytes of the journal are read", 0);
         let restored =
-            Journal::restore(&engine, sources, self.accept_loss, self.until, rand::random()).await?;
+            Journal::restore(&engine, sources, self.accept_loss, self.until, rand::random(), &mut progress)
+                .await?;
         drop(engine);
         // Before the name, so that what has the name has its nodes, and a restore that was cut off can be done again.
         let links = self.link(&nodes)?;

@@ -22,6 +22,7 @@ mod large_directory;
 mod locks;
 mod logins;
 mod metrics;
+mod million_files;
 mod mount_command;
 mod names;
 mod posix;

@@ -15,6 +15,7 @@ use super::{Journal, JournalNode, Rules, Until};
 use crate::meta::faulty::{Failure, FaultyStore, Switches};
 use crate::meta::memory::MemoryStore;
 use crate::meta::{Guard, MetaStore, Write, contract, keys};
+use crate::progress::Progress;
 use crate::segments::faulty::{Fault, FaultySegments};
 use crate::segments::memory::MemorySegments;
 
@@ -270,22 +271,24 @@ async fn a_moment_of_the_past_is_brought_back() {
         (0..3).map(node).collect::<Vec<_>>()
     };
     let last = history.last().unwrap().0;
+    let mut progress = Progress::new("bytes", 0);
     for (time, position, want) in history.iter().filter(|(time, _, _)| *time >= last - 6 * HOUR) {
         for until in [Until::Entry(*position), Until::Time(*time), Until::Time(*time + 1)] {
             let engine = MemoryStore::new();
             put(&engine, "rubbish", "1").await.unwrap();
-            let restored = Journal::restore(&engine, nodes(), false, until, 8).await.unwrap();
+            let restored = Journal::restore(&engine, nodes(), false, until, 8, &mut progress).await.unwrap();
             assert_eq!((restored.position, restored.missing_to), (*position, None), "{until:?}");
             assert_eq!(pairs(&engine).await, *want, "{until:?}");
         }
     }
-    let too_old = Journal::restore(&MemoryStore::new(), nodes(), false, Until::Entry(1), 8).await;
+    let too_old =
+        Journal::restore(&MemoryStore::new(), nodes(), false, Until::Entry(1), 8, &mut progress).await;
     assert_eq!(too_old.unwrap_err().kind(), ErrorKind::NotFound);
     // It goes on with a journal of its own, on nodes without one, and takes nothing from the other journal when a node returns that has it.
     let (_, position, want) = &history[history.len() - 5];
     let nodes = nodes();
     site.engine = MemoryStore::new();
-    Journal::restore(&site.engine, nodes, false, Until::Entry(*position), 8).await.unwrap();
+    Journal::restore(&site.engine, nodes, false, Until::Entry(*position), 8, &mut progress).await.unwrap();
     let old = std::mem::replace(&mut site.nodes[2], FaultySegments::new(Arc::new(MemorySegments::new())));
     for number in 0..2 {
         site.nodes[number] = FaultySegments::new(Arc::new(MemorySegments::new()));
