@@ -132,6 +132,34 @@ pub fn write_secret(path: &Path, secret: &[u8]) -> Result<()> {
     })
 }
 
+/// Removes what [`write_secret`] has left beside a file when it was cut off. For those who know that nobody else writes it now.
+///
+/// # Errors
+/// As the file system says.
+pub fn remove_drafts(path: &Path) -> Result<()> {
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else { return Ok(()) };
+    let about = |error: std::io::Error| named(directory, &error).because(error);
+    let entries = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        result => result.map_err(about)?,
+    };
+    for entry in entries {
+        let entry = entry.map_err(about)?;
+        let found = entry.file_name();
+        let end = found.as_encoded_bytes().strip_prefix(name.as_encoded_bytes());
+        let is_draft = |end: &[u8]| match end {
+            [b'.', digits @ ..] => {
+                digits.len() == 16 && digits.iter().all(|digit| b"0123456789abcdef".contains(digit))
+            }
+            _ => false,
+        };
+        if end.is_some_and(is_draft) {
+            std::fs::remove_file(entry.path()).map_err(about)?;
+        }
+    }
+    Ok(())
+}
+
 /// Where the user's settings for TandemFS lie: `$XDG_CONFIG_HOME/tandemfs`, or `$HOME/.config/tandemfs` (XDG Base
 /// Directory Specification: a value that is not an absolute path counts nothing).
 ///
@@ -163,7 +191,7 @@ fn named(path: &Path, error: &std::io::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use super::{directory_from, parse_duration, parse_size, read_secret, write_secret};
+    use super::{directory_from, parse_duration, parse_size, read_secret, remove_drafts, write_secret};
     use crate::ErrorKind;
     use std::os::unix::fs::PermissionsExt;
     use std::path::{Path, PathBuf};
@@ -219,6 +247,22 @@ mod tests {
         }
         assert_eq!(read_secret(Path::new("/dev/null")).unwrap_err().kind(), ErrorKind::Invalid);
         assert_eq!(read_secret(&directory.path().join("none")).unwrap_err().kind(), ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn what_was_cut_off_is_removed_and_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("secret");
+        remove_drafts(&directory.path().join("none/secret")).unwrap();
+        write_secret(&path, b"whole").unwrap();
+        let others =
+            ["secret.old", "secret.0123456789ABCDEF", "secret.0123456789abcdef0", "other.0123456789abcdef"];
+        for name in others.iter().chain(&["secret.0123456789abcdef", "secret.fedcba9876543210"]) {
+            std::fs::write(directory.path().join(name), b"half").unwrap();
+        }
+        remove_drafts(&path).unwrap();
+        assert_eq!(read_secret(&path).unwrap(), "whole");
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1 + others.len());
     }
 
     #[test]

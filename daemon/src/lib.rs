@@ -15,6 +15,7 @@ pub mod journal;
 pub mod meta;
 pub mod metrics;
 pub mod options;
+pub mod progress;
 mod random;
 pub mod replicate;
 pub mod restore;

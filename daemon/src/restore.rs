@@ -15,6 +15,7 @@ use crate::blocks::disk::{DiskStore, sync_directory};
 use crate::daemon::take;
 use crate::journal::{Journal, JournalNode, Until};
 use crate::meta::sqlite::SqliteStore;
+use crate::progress::Progress;
 use crate::segments::disk::DiskSegments;
 
 /// What the command is called.
@@ -108,13 +109,19 @@ impl Restore {
             let store = Arc::new(DiskSegments::open(directory, *id)?);
             sources.push(JournalNode { id: *id, zone: id.to_string(), store });
         }
+        // A log that lies there alone would be taken for that of the new one.
+        remove(&database)?;
         // Only what is whole gets the name.
         let draft = self.data.join("meta.db.restoring");
         remove(&draft)?;
         let engine = SqliteStore::open(&draft)?;
+        let mut progress = Progress::new("bytes of the journal are read", 0);
         let restored =
-            Journal::restore(&engine, sources, self.accept_loss, self.until, rand::random()).await?;
+            Journal::restore(&engine, sources, self.accept_loss, self.until, rand::random(), &mut progress)
+                .await?;
         drop(engine);
+        // Before the name, so that what has the name has its nodes, and a restore that was cut off can be done again.
+        let links = self.link(&nodes)?;
         for suffix in ["-wal", ""] {
             if beside(&draft, suffix).exists() {
                 std::fs::rename(beside(&draft, suffix), beside(&database, suffix))?;
@@ -124,7 +131,6 @@ impl Restore {
             // Only now: until then the nodes have all that there is.
             nodes.values().try_for_each(|directory| put_aside(directory, restored.position))?;
         }
-        let links = self.link(&nodes)?;
         let mut text = format!("restored up to commit {}", restored.position);
         if restored.time_ms > 0 {
             let _ = write!(text, ", of {}", Time::from_millis(restored.time_ms).to_rfc3339());

@@ -28,8 +28,9 @@ fn fsck(data: &Path, arguments: &[&str]) -> (Option<i32>, String) {
     (output.status.code(), String::from_utf8_lossy(&text).into_owned())
 }
 
+/// `tandemd fsck --deep` finds nothing.
 #[track_caller]
-fn is_clean(data: &Path) {
+pub fn is_clean(data: &Path) {
     let (status, said) = fsck(data, &["--deep"]);
     assert_eq!(status, Some(0), "{said}");
     assert!(said.contains("\nclean\n") || said.starts_with("clean\n"), "{said}");

@@ -8,6 +8,7 @@ mod shell;
 
 mod audit;
 mod browser;
+mod commits;
 mod crash;
 mod cut_off;
 mod damage;
@@ -21,6 +22,7 @@ mod large_directory;
 mod locks;
 mod logins;
 mod metrics;
+mod million_files;
 mod mount_command;
 mod names;
 mod posix;

@@ -90,7 +90,8 @@ async fn status(rest: &Rest, method: &str, path: &str) -> u16 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_name_and_no_symbolic_link_leads_the_daemon_anywhere() {
-    let cluster = Cluster::start();
+    // So that each upload makes objects.
+    let cluster = Cluster::start_with(&["--config", &super::damage::config("inline_bytes = 0\n")]);
     let rest = cluster.login("admin", "admin123").await;
     let canary = cluster.root().join(MARK);
     std::fs::write(&canary, "sings").unwrap();

@@ -12,6 +12,7 @@ use super::cluster::Cluster;
 use super::crash::{Acknowledged, pattern, write_files};
 use super::shell::{sh, try_sh};
 
+/// So often the power is cut, unless `POWER_CUTS` says otherwise.
 const CUTS: u64 = 20;
 
 /// The disks, unmounted when dropped.
@@ -49,6 +50,7 @@ impl Drop for Rig {
 
 #[test]
 fn nothing_acknowledged_is_lost_when_the_power_goes() {
+    let cuts = std::env::var("POWER_CUTS").ok().and_then(|cuts| cuts.parse().ok()).unwrap_or(CUTS);
     let outside = tempfile::TempDir::with_prefix("tandem-it-").unwrap();
     let rig = Rig::new(outside.path());
     let cluster = Cluster::at(&outside.path().join("live"), &[]);
@@ -69,7 +71,7 @@ fn nothing_acknowledged_is_lost_when_the_power_goes() {
         let (path, stop, done) = (mountpoint.clone(), stop.clone(), done.clone());
         thread::spawn(move || write_files(path, stop, done))
     };
-    for cut in 0..CUTS {
+    for cut in 0..cuts {
         thread::sleep(Duration::from_millis(100 + cut * 53 % 300));
         // Acknowledged before the cut began: these must be there. A file that is being removed just now may be gone.
         let before = done.lock().unwrap().clone();

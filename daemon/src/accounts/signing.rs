@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 
 use tandemfs::api::users::{SigningKey, SigningKeyList};
 use tandemfs::clock::Time;
-use tandemfs::config::write_secret;
+use tandemfs::config::{remove_drafts, write_secret};
 use tandemfs::{Error, Result};
 
 use super::{Accounts, Caller, jwt};
@@ -86,6 +86,8 @@ impl Accounts {
         file: &Path,
         keep_file: bool,
     ) -> Result<jwt::Keys> {
+        // Keys that a crash has left there, which may have been dropped since.
+        remove_drafts(file)?;
         let recorded: Option<String> = meta.get(&keys::signing_keys()).await?;
         let found = jwt::Keys::read(file)?;
         let in_file = found.is_some();

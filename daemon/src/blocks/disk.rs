@@ -11,10 +11,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tandemfs::id::BlockId;
 use tandemfs::{Error, Result, block};
+use tokio::sync::Semaphore;
 
 use super::{BlockStore, Object, Room, cut, direct};
 
 use crate::metrics::COUNTERS;
+
+/// Puts that are under way at once, those included that nobody waits for any more: a disk that hangs takes no more threads and memory.
+const PUTS: usize = 32;
 
 /// A node on a local directory. One process at a time has it open.
 #[derive(Clone, Debug)]
@@ -33,6 +37,7 @@ struct Inner {
     failed: AtomicBool,
     /// Bytes that objects leave free on the file system.
     reserve: u64,
+    puts: Arc<Semaphore>,
 }
 
 impl DiskStore {
@@ -109,6 +114,7 @@ impl Inner {
             fans: Mutex::new([true; 256]),
             failed: AtomicBool::new(false),
             reserve,
+            puts: Arc::new(Semaphore::new(PUTS)),
         })
     }
 
@@ -335,7 +341,12 @@ pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
 impl BlockStore for DiskStore {
     async fn put(&self, id: &BlockId, object: Bytes) -> Result<()> {
         let id = *id;
-        self.run(move |inner| inner.put(&id, &object)).await
+        let permit = self.0.puts.clone().acquire_owned().await;
+        self.run(move |inner| {
+            let _permit = permit;
+            inner.put(&id, &object)
+        })
+        .await
     }
 
     async fn get(&self, id: &BlockId, range: Option<Range<u64>>) -> Result<Bytes> {
@@ -370,7 +381,7 @@ impl BlockStore for DiskStore {
 
 #[cfg(test)]
 mod tests {
-    use super::{BlockStore, Bytes, DiskStore, Path, fs};
+    use super::{BlockStore, Bytes, DiskStore, PUTS, Path, fs};
     use crate::blocks::contract::{self, id};
     use std::os::unix::fs::PermissionsExt;
     use std::sync::atomic::Ordering;
@@ -400,6 +411,32 @@ mod tests {
         assert_eq!(store.list(None, 100).await.unwrap(), before);
         assert_eq!(store.get(&id(19), None).await.unwrap(), vec![19; 100]);
         store.put(&id(3), Bytes::from_static(b"again")).await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_disk_that_hangs_takes_no_more_than_so_many_puts() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = DiskStore::open(directory.path()).unwrap();
+        let puts: Vec<_> = {
+            let _hangs = store.0.fans();
+            let put = |number| {
+                let store = store.clone();
+                tokio::spawn(async move { store.put(&id(number), Bytes::from_static(b"data")).await })
+            };
+            let puts: Vec<_> = (0..3 * PUTS as u64).map(put).collect();
+            // Nobody waits for the first of them any more.
+            std::thread::sleep(std::time::Duration::from_millis(300));
+            puts.iter().take(PUTS).for_each(tokio::task::JoinHandle::abort);
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            assert_eq!(store.0.puts.available_permits(), 0);
+            assert_eq!(fs::read_dir(directory.path().join("staging")).unwrap().count(), 0);
+            puts
+        };
+        for put in puts {
+            let _ = put.await;
+        }
+        let _all_ended = store.0.puts.acquire_many(PUTS as u32).await.unwrap();
+        assert!(store.list(None, 200).await.unwrap().len() >= 2 * PUTS);
     }
 
     #[tokio::test]

@@ -19,6 +19,7 @@ use crate::journal::{Journal, Until};
 use crate::meta::MetaStore;
 use crate::meta::sqlite::SqliteStore;
 use crate::options::Options;
+use crate::progress::Progress;
 use crate::replicate::NodeSetup;
 use crate::seal::{Passphrases, SealedStore};
 use crate::segments::disk::DiskSegments;
@@ -56,6 +57,8 @@ struct Parts {
     nodes: Vec<NodeSetup>,
     has_journal: bool,
     scratch: Scratch,
+    /// Rows of the database, as far as that is known.
+    rows: u64,
     clock: Arc<SystemClock>,
     now: Time,
 }
@@ -85,16 +88,27 @@ impl Fsck {
         let (nodes, has_journal) = self.nodes(&mut report)?;
         let clock = Arc::new(SystemClock);
         let now = clock.now();
-        let parts = Parts { nodes, has_journal, scratch: Scratch::new(data)?, clock, now };
-        let Some(engine) = self.engine(has_journal, &mut report).await? else { return Ok(report) };
-        let (store, journal, mut report) = self.journal(&parts, Arc::new(engine), report).await?;
+        let scratch = Scratch::new(data)?;
+        let mut progress = Progress::new("rows", 0);
+        let engine = self.engine(has_journal, &mut report, &mut progress).await?;
+        let Some(engine) = engine else { return Ok(report) };
+        let rows = progress.during("the rows of the database are counted", engine.count()).await?;
+        let parts = Parts { nodes, has_journal, scratch, rows, clock, now };
+        let (store, journal, mut report) =
+            self.journal(&parts, Arc::new(engine), report, &mut progress).await?;
         let store: Arc<dyn MetaStore> = Arc::new(SealedStore::join(store, &passphrases).await?);
         let counts = parts.scratch.store("counts.db")?;
         let all = parts.nodes.iter().map(|node| (node.id, node.store.clone())).collect();
         let stores = Stores::new(store.as_ref(), all, self.deep).await?;
-        let site =
-            Site { store: store.as_ref(), scratch: &counts, stores: &stores, repair: self.repair, now };
-        report.add(round::check(site).await?);
+        let site = Site {
+            store: store.as_ref(),
+            scratch: &counts,
+            stores: &stores,
+            repair: self.repair,
+            rows: parts.rows,
+            now,
+        };
+        report.add(round::check(site, &mut progress).await?);
         if let Some(journal) = journal {
             // Copies of segments that are missing are made again.
             journal.tend(0).await?;
@@ -121,13 +135,21 @@ impl Fsck {
     }
 
     /// The database, if there is a sound one.
-    async fn engine(&self, has_journal: bool, report: &mut Report) -> Result<Option<SqliteStore>> {
+    async fn engine(
+        &self,
+        has_journal: bool,
+        report: &mut Report,
+        progress: &mut Progress,
+    ) -> Result<Option<SqliteStore>> {
         let path = self.settings.data.join("meta.db");
         let wrong = if !path.exists() {
             Error::not_found("it is missing")
         } else {
             let opened = match SqliteStore::open(&path) {
-                Ok(engine) => engine.check().await.map(|()| engine),
+                Ok(engine) => {
+                    let checked = engine.check();
+                    progress.during("the pages of the database are checked", checked).await.map(|()| engine)
+                }
                 Err(error) => Err(error),
             };
             match opened {
@@ -163,8 +185,9 @@ impl Fsck {
         parts: &Parts,
         engine: Arc<dyn MetaStore>,
         mut report: Report,
+        progress: &mut Progress,
     ) -> Result<(Arc<dyn MetaStore>, Option<Journal>, Report)> {
-        let mut is_whole = self.copies(parts, &mut report).await?;
+        let mut is_whole = self.copies(parts, &mut report, progress).await?;
         let nodes = || journal_nodes(&parts.nodes);
         let mut journal = None;
         let mut store = engine.clone();
@@ -179,7 +202,7 @@ impl Fsck {
             return Ok((store, journal, report));
         }
         let rebuilt = parts.scratch.store("journal.db")?;
-        match Journal::restore(&rebuilt, nodes(), false, Until::End, 0).await {
+        match Journal::restore(&rebuilt, nodes(), false, Until::End, 0, progress).await {
             Ok(restored) => {
                 let position = Journal::position(engine.as_ref()).await?.unwrap_or(0);
                 if position > restored.position {
@@ -196,11 +219,11 @@ impl Fsck {
                             restored.position - position
                         ));
                         let copy = parts.scratch.copy(&self.settings.data.join("meta.db"))?;
-                        Journal::catch_up(&copy, nodes()).await?;
+                        Journal::catch_up(&copy, nodes(), progress).await?;
                         store = Arc::new(copy);
                     }
                     let mut desk = Desk::new(store.as_ref(), self.repair, parts.now, Report::default());
-                    rows::compare(store.as_ref(), &rebuilt, &mut desk).await?;
+                    rows::compare(store.as_ref(), &rebuilt, &mut desk, parts.rows, progress).await?;
                     report.add(desk.report);
                 }
             }
@@ -222,10 +245,10 @@ impl Fsck {
     }
 
     /// Reads all copies of segments, and removes damaged ones of which there are others; whether there are others of each.
-    async fn copies(&self, parts: &Parts, report: &mut Report) -> Result<bool> {
+    async fn copies(&self, parts: &Parts, report: &mut Report, progress: &mut Progress) -> Result<bool> {
         let mut is_whole = true;
         let mut short = 0;
-        for copies in Journal::copies(journal_nodes(&parts.nodes)).await? {
+        for copies in Journal::copies(journal_nodes(&parts.nodes), progress).await? {
             for node in &copies.damaged {
                 let line = format!("segment {} of the journal on node {node} is damaged", copies.segment);
                 self.tell(line, report);

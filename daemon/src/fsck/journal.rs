@@ -6,8 +6,10 @@ use super::desk::Desk;
 use super::finding::{Finding, Mend, Place};
 use super::scan::Cursor;
 use crate::meta::{Key, MetaStore, Value, Write, keys};
+use crate::progress::Progress;
 
-/// Compares an engine row by row with what the journal amounts to. The journal is right: its entries are a chain of checksums.
+/// Compares an engine, which has about so many rows, with what the journal amounts to. The journal is right: its entries are a chain of
+/// checksums.
 ///
 /// # Errors
 /// Those of the two stores.
@@ -15,7 +17,10 @@ pub(crate) async fn compare(
     engine: &dyn MetaStore,
     journal: &dyn MetaStore,
     desk: &mut Desk<'_>,
+    rows: u64,
+    progress: &mut Progress,
 ) -> Result<()> {
+    progress.next("rows are compared with the journal", rows);
     let all = |store| Cursor::new(store, Vec::new(), keys::END.to_vec());
     let (mut here, mut there) = (all(engine), all(journal));
     loop {
@@ -26,6 +31,7 @@ pub(crate) async fn compare(
         };
         let is = take(&mut here, &key).await?;
         let should_be = take(&mut there, &key).await?;
+        progress.add(1);
         // Each says of itself where it stands.
         if is == should_be || key == keys::journal() {
             continue;
@@ -55,6 +61,7 @@ mod tests {
     use crate::fsck::report::Report;
     use crate::meta::memory::MemoryStore;
     use crate::meta::{MetaStore, Write, keys};
+    use crate::progress::Progress;
     use tandemfs::clock::Time;
 
     #[tokio::test]
@@ -69,9 +76,10 @@ mod tests {
         engine.commit(Vec::new(), own).await.unwrap();
         let theirs = vec![write(&keys::journal(), b"4"), write(b"z", b"2")];
         journal.commit(Vec::new(), theirs).await.unwrap();
+        let mut progress = Progress::new("rows", 0);
         for (repair, left, mended) in [(false, 3, 0), (true, 0, 3), (false, 0, 0)] {
             let mut desk = Desk::new(&engine, repair, Time::default(), Report::default());
-            compare(&engine, &journal, &mut desk).await.unwrap();
+            compare(&engine, &journal, &mut desk, 0, &mut progress).await.unwrap();
             assert_eq!((desk.report.left, desk.report.mended), (left, mended), "{:?}", desk.report);
         }
         let all = async |store: &MemoryStore| {

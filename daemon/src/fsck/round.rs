@@ -16,6 +16,7 @@ use super::scan::Cursor;
 use super::tree::{self, Walk};
 use crate::meta::record;
 use crate::meta::{self, MetaStore, keys};
+use crate::progress::Progress;
 
 /// So often it is looked again. What one round leaves to the next is soon nothing.
 const ROUNDS_MAX: u8 = 16;
@@ -31,6 +32,8 @@ pub(crate) struct Site<'a> {
     pub(crate) stores: &'a Stores,
     /// What can be mended is mended.
     pub(crate) repair: bool,
+    /// Rows of the metadata, as far as that is known.
+    pub(crate) rows: u64,
     /// The time of day.
     pub(crate) now: Time,
 }
@@ -39,11 +42,11 @@ pub(crate) struct Site<'a> {
 ///
 /// # Errors
 /// Those of the engine, the scratch store and the nodes.
-pub(crate) async fn check(site: Site<'_>) -> Result<Report> {
+pub(crate) async fn check(site: Site<'_>, progress: &mut Progress) -> Result<Report> {
     let mut report = Report::default();
     for number in 0..ROUNDS_MAX {
         let mut desk = Desk::new(site.store, site.repair, site.now, report);
-        Round { site, number, unsure: BTreeSet::new() }.run(&mut desk).await?;
+        Round { site, number, unsure: BTreeSet::new() }.run(&mut desk, progress).await?;
         desk.flush().await?;
         report = desk.report;
         if !desk.has_mended {
@@ -63,13 +66,24 @@ struct Round<'a> {
     unsure: BTreeSet<VolumeId>,
 }
 
+/// What the rows have shown.
+#[derive(Debug, Default)]
+struct Seen {
+    volumes: BTreeSet<VolumeId>,
+    /// Some record of a block cannot be read.
+    are_blocks_unsure: bool,
+    inodes: u64,
+    blocks: u64,
+}
+
 impl Round<'_> {
-    async fn run(&mut self, desk: &mut Desk<'_>) -> Result<()> {
+    async fn run(&mut self, desk: &mut Desk<'_>, progress: &mut Progress) -> Result<()> {
         let Site { store, scratch, .. } = self.site;
-        let (volumes, are_blocks_sure) = self.rows(desk).await?;
+        let seen = self.rows(desk, progress).await?;
         let mut counter = Counter::new(scratch, self.number);
-        for volume in volumes {
-            match self.volume(volume, desk, &mut counter).await {
+        progress.next("inodes are checked", seen.inodes);
+        for volume in seen.volumes {
+            match self.volume(volume, desk, &mut counter, progress).await {
                 Err(error) if error.kind() == ErrorKind::Corrupt => {
                     self.unsure.insert(volume);
                     let what = "is not compared, for some of it cannot be read";
@@ -78,31 +92,37 @@ impl Round<'_> {
                 result => result?,
             }
         }
-        if are_blocks_sure {
-            self.blocks(desk, counter.finish(store).await?).await?;
+        if !seen.are_blocks_unsure {
+            let blocks = counter.finish(store);
+            let blocks = progress.during("what extents say of blocks is put into order", blocks).await?;
+            progress.next("blocks are checked", seen.blocks);
+            self.blocks(desk, blocks, progress).await?;
         }
         Ok(())
     }
 
-    /// Every row by itself. Gives the volumes, and whether all records of blocks can be read.
-    async fn rows(&mut self, desk: &mut Desk<'_>) -> Result<(BTreeSet<VolumeId>, bool)> {
+    /// Every row by itself.
+    async fn rows(&mut self, desk: &mut Desk<'_>, progress: &mut Progress) -> Result<Seen> {
         let mut rows = Cursor::new(self.site.store, Vec::new(), keys::END.to_vec());
-        let mut volumes = BTreeSet::new();
-        let mut are_blocks_sure = true;
+        progress.next("rows are checked", self.site.rows);
+        let mut seen = Seen::default();
         while let Some((key, value)) = rows.next().await? {
+            progress.add(1);
             let row = row::parse(&key);
             if let Some(Row::Tree(volume, _) | Row::Volume(volume)) = row {
-                volumes.insert(volume);
+                seen.volumes.insert(volume);
             }
+            seen.inodes += u64::from(matches!(row, Some(Row::Tree(_, records::Key::Inode(_)))));
+            seen.blocks += u64::from(matches!(row, Some(Row::Block(..))));
             let Err(error) = row::check(&key, &value) else { continue };
             match row {
                 Some(Row::Tree(volume, _)) => drop(self.unsure.insert(volume)),
-                Some(Row::Block(..) | Row::References(..)) => are_blocks_sure = false,
+                Some(Row::Block(..) | Row::References(..)) => seen.are_blocks_unsure = true,
                 _ => {}
             }
             desk.take([Finding::new(Place::Row(key), error.subject().to_owned())]).await?;
         }
-        Ok((volumes, are_blocks_sure))
+        Ok(seen)
     }
 
     async fn volume(
@@ -110,6 +130,7 @@ impl Round<'_> {
         volume: VolumeId,
         desk: &mut Desk<'_>,
         counter: &mut Counter<'_>,
+        progress: &mut Progress,
     ) -> Result<()> {
         let store = self.site.store;
         let key = keys::volume(volume);
@@ -126,7 +147,10 @@ impl Round<'_> {
         let is_whole = stored.is_some_and(|stored| !stored.removed);
         let mut walk = Walk::over(store, volume, self.site.now);
         let mut found = Vec::new();
+        let mut inodes = 0;
         while walk.step(&mut found, Some(counter)).await? {
+            progress.add(walk.sums().inodes - inodes);
+            inodes = walk.sums().inodes;
             let found = std::mem::take(&mut found);
             if is_whole {
                 desk.take(found).await?;
@@ -152,10 +176,16 @@ impl Round<'_> {
         Ok(())
     }
 
-    async fn blocks(&self, desk: &mut Desk<'_>, mut blocks: references::Blocks<'_>) -> Result<()> {
+    async fn blocks(
+        &self,
+        desk: &mut Desk<'_>,
+        mut blocks: references::Blocks<'_>,
+        progress: &mut Progress,
+    ) -> Result<()> {
         let Site { scratch, stores, now, .. } = self.site;
         let mut placed = Placed::new(scratch, self.number);
         while let Some((volume, id, known)) = blocks.next().await? {
+            progress.add(u64::from(known.block.is_some()));
             let mut found = Vec::new();
             if !self.unsure.contains(&volume) {
                 found = references::check(volume, id, &known, now)?;
@@ -172,7 +202,9 @@ impl Round<'_> {
             found.extend(stores.check((volume, id), &known, Some(&mut placed)).await?);
             desk.take(found).await?;
         }
-        for (node, count) in stores.strays(placed).await? {
+        let strays = stores.strays(placed);
+        let strays = progress.during("objects on the nodes are compared with the records", strays).await?;
+        for (node, count) in strays {
             desk.report
                 .note(format!("node {node}: {count} objects that no record names; a scrub removes them"));
         }

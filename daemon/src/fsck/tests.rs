@@ -18,6 +18,7 @@ use crate::blocks::BlockStore;
 use crate::meta::memory::MemoryStore;
 use crate::meta::record::{self, Block, References};
 use crate::meta::{self, MetaStore, Write, keys, put, remove};
+use crate::progress::Progress;
 use crate::volumes::tests::fsck::{
     DIRECTORY, EMPTY, FILE, Grown, LENGTH, ORPHAN, SUBDIRECTORY, SYMLINK, change_at_random, copy,
 };
@@ -29,7 +30,8 @@ async fn check(store: &MemoryStore, nodes: &[Arc<dyn BlockStore>], deep: bool, r
     let scratch = MemoryStore::new();
     let nodes = nodes.iter().zip(1..).map(|(node, number)| (NodeId(number), node.clone())).collect();
     let stores = Stores::new(store, nodes, deep).await.unwrap();
-    round::check(Site { store, scratch: &scratch, stores: &stores, repair, now: NOW }).await.unwrap()
+    let site = Site { store, scratch: &scratch, stores: &stores, repair, rows: 0, now: NOW };
+    round::check(site, &mut Progress::new("rows", 0)).await.unwrap()
 }
 
 fn name(text: &str) -> Name {
@@ -334,8 +336,9 @@ async fn a_damaged_copy_stays_while_no_other_is_known_to_be_good() {
     let nodes = grown.nodes.iter().zip(1..).map(|(node, number)| (NodeId(number), node.clone()));
     let nodes = nodes.filter(|(node, _)| node != away).collect();
     let stores = Stores::new(&grown.store, nodes, true).await.unwrap();
-    let site = Site { store: &grown.store, scratch: &scratch, stores: &stores, repair: true, now: NOW };
-    let report = round::check(site).await.unwrap();
+    let site =
+        Site { store: &grown.store, scratch: &scratch, stores: &stores, repair: true, rows: 0, now: NOW };
+    let report = round::check(site, &mut Progress::new("rows", 0)).await.unwrap();
     assert_eq!((report.left, report.mended), (1, 0), "{}", report.text());
     assert_eq!(grown.block(grown.blocks[0]).await, block);
 }

@@ -11,6 +11,7 @@ use super::reader::{Copy, Reader};
 use super::survey::{self, Survey};
 use super::{Journal, Until, replay};
 use crate::meta::MetaStore;
+use crate::progress::Progress;
 
 /// How the copies of a segment are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,7 +30,7 @@ impl Journal {
     ///
     /// # Errors
     /// `Unavailable` when a node cannot be asked.
-    pub async fn copies(nodes: Vec<JournalNode>) -> Result<Vec<Copies>> {
+    pub async fn copies(nodes: Vec<JournalNode>, progress: &mut Progress) -> Result<Vec<Copies>> {
         let nodes = Nodes::new(nodes);
         let survey = asked(&nodes).await?;
         let Some(newest) = survey.links().pop() else { return Ok(Vec::new()) };
@@ -39,11 +40,14 @@ impl Journal {
             place = Place { position: place.position + 1, chain: reader.chain() };
         }
         let mut all = Vec::new();
-        for (segment, shelved) in Shelf::new(&survey, place, reader.at()).into_all() {
+        let shelf = Shelf::new(&survey, place, reader.at()).into_all();
+        let bytes = shelf.values().map(|shelved| shelved.size * shelved.on.len() as u64).sum();
+        progress.next("bytes of all copies of the journal are checked", bytes);
+        for (segment, shelved) in shelf {
             let mut copies = Copies { segment, ..Copies::default() };
             for id in &shelved.on {
                 let Some(node) = nodes.get(*id) else { continue };
-                let is_whole = is_whole(&shelved, node).await?;
+                let is_whole = is_whole(&shelved, node, progress).await?;
                 if is_whole { &mut copies.whole } else { &mut copies.damaged }.insert(*id);
             }
             all.push(copies);
@@ -63,14 +67,18 @@ impl Journal {
     ///
     /// # Errors
     /// `Stale` for an engine of another journal; `NotFound` when what follows is not there any more; those of the engine.
-    pub async fn catch_up(engine: &dyn MetaStore, nodes: Vec<JournalNode>) -> Result<()> {
+    pub async fn catch_up(
+        engine: &dyn MetaStore,
+        nodes: Vec<JournalNode>,
+        progress: &mut Progress,
+    ) -> Result<()> {
         let nodes = Nodes::new(nodes);
         let survey = asked(&nodes).await?;
         let links = survey.links();
         let journal = links.last().map(|link| link.found.header.journal);
         match replay::standing(engine).await? {
             Some(standing) if Some(standing.journal) == journal => {
-                replay::replay(Some(engine), &nodes, &links, standing, Until::End).await.map(drop)
+                replay::replay(Some(engine), &nodes, &links, standing, Until::End, progress).await.map(drop)
             }
             _ => Err(Error::stale("the metadata is of another journal")),
         }
@@ -96,13 +104,15 @@ async fn asked(nodes: &Nodes) -> Result<Survey> {
     }
 }
 
-async fn is_whole(shelved: &Shelved, node: &JournalNode) -> Result<bool> {
+async fn is_whole(shelved: &Shelved, node: &JournalNode, progress: &mut Progress) -> Result<bool> {
     let copy = Copy { node: node.id, store: node.store.clone() };
     let mut reader = Reader::new(&shelved.header, vec![copy])?;
     while reader.at() < shelved.size {
+        let before = reader.at();
         if reader.next_frame().await.is_none() {
             return Ok(false);
         }
+        progress.add(reader.at() - before);
     }
     Ok(true)
 }

@@ -298,21 +298,25 @@ impl Inner {
         self.nodes.bounded(to, PATIENCE, to.store.delete(number)).await?;
         let mut piece = begin(&shelved.header)?;
         let mut at = 0;
-        while reader.at() < shelved.size {
+        loop {
+            // One without entries is a link between others, and copied too.
+            let is_end = reader.at() >= shelved.size;
+            if is_end || piece.len() >= PIECE {
+                let bytes = Bytes::from(std::mem::take(&mut piece));
+                let length = bytes.len() as u64;
+                self.nodes.bounded(to, PATIENCE, to.store.append(number, at, bytes)).await?;
+                at += length;
+            }
+            if is_end {
+                return Ok(());
+            }
             let Some((frame, _)) = reader.next_frame().await else {
                 let what =
                     format!("segment {number} of the journal at byte {}: no node has it whole", reader.at());
                 return Err(Error::corrupt(what));
             };
             piece.extend_from_slice(&frame);
-            if piece.len() >= PIECE || reader.at() >= shelved.size {
-                let bytes = Bytes::from(std::mem::take(&mut piece));
-                let length = bytes.len() as u64;
-                self.nodes.bounded(to, PATIENCE, to.store.append(number, at, bytes)).await?;
-                at += length;
-            }
         }
-        Ok(())
     }
 
     /// Where a segment can be read, but not from the node that is to get it: those first that have all of it.

@@ -38,6 +38,7 @@ use tokio::time::Instant;
 
 use crate::meta::{Guard, Key, MetaStore, Value, Write, keys};
 use crate::metrics::COUNTERS;
+use crate::progress::Progress;
 use format::{Entry, Place};
 use keeper::Shelf;
 use nodes::Nodes;
@@ -156,11 +157,12 @@ impl Journal {
         accept_loss: bool,
         until: Until,
         new_journal: u64,
+        progress: &mut Progress,
     ) -> Result<Restored> {
         let nodes = Nodes::new(nodes);
         let survey = survey::survey(&nodes).await;
         let segment = survey.highest;
-        let reached = replay::restore(engine, &nodes, &survey, segment, accept_loss, until).await?;
+        let reached = replay::restore(engine, &nodes, &survey, segment, accept_loss, until, progress).await?;
         if until != Until::End {
             // Not the beginning: a replay of the new journal alone would not come to what is here.
             let place = Place { position: 1, ..Place::default() };
@@ -208,9 +210,11 @@ async fn recover(
     };
     let journal = newest.journal;
     let segment = survey.highest;
+    let mut progress = Progress::new("bytes of the journal are read", 0);
     let mut reached = None;
     if let Some(standing) = standing.filter(|standing| standing.journal == journal) {
-        match replay::replay(Some(engine.as_ref()), nodes, &links, standing, Until::End).await {
+        match replay::replay(Some(engine.as_ref()), nodes, &links, standing, Until::End, &mut progress).await
+        {
             Ok(reached) if reached.place.position < standing.place.position => {
                 log::error!(
                     "the nodes have the journal up to entry {} only: it goes on from entry {}, which the daemon has",
@@ -244,7 +248,9 @@ async fn recover(
     }
     let reached = match reached {
         Some(reached) => reached,
-        None => replay::restore(engine.as_ref(), nodes, survey, segment, false, Until::End).await?,
+        None => {
+            replay::restore(engine.as_ref(), nodes, survey, segment, false, Until::End, &mut progress).await?
+        }
     };
     Ok((Standing { journal, place: reached.place, segment }, reached.size))
 }

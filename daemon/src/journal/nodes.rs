@@ -1,7 +1,9 @@
 //! The nodes as the journal sees them: which are in use, and which are left out for a while because a call failed.
 
 use bytes::Bytes;
+use futures::StreamExt;
 use futures::future::join_all;
+use futures::stream::FuturesUnordered;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,8 +14,12 @@ use tokio::time::Instant;
 
 use crate::segments::SegmentStore;
 
-/// A node that does not answer a write within this time is left out: how long a commit may be held up (architecture.md: a node may fail).
-pub(super) const STALL: Duration = Duration::from_secs(1);
+/// A node that does not answer a write within this time is left out: how long it may hold up a commit.
+pub(super) const STALL: Duration = Duration::from_millis(750);
+/// Where another node can take its place, one is left out that takes so many times as long as the fastest.
+const SLOWER: u32 = 8;
+/// It is waited for so long at least.
+const SLOWER_MIN: Duration = Duration::from_millis(150);
 /// For how long, at first, and at most: twice as long each time.
 const OUT: Duration = Duration::from_secs(2);
 const OUT_MAX: Duration = Duration::from_secs(60);
@@ -43,6 +49,15 @@ pub(super) struct Appended {
     pub(super) done: Vec<NodeId>,
     /// Why one of the others has not.
     pub(super) error: Option<Error>,
+    /// How long the first of them took.
+    fastest: Option<Duration>,
+}
+
+impl Appended {
+    /// How long it is worth waiting for another node.
+    fn patience(&self) -> Duration {
+        self.fastest.map_or(STALL, |fastest| (fastest * SLOWER).clamp(SLOWER_MIN, STALL))
+    }
 }
 
 #[derive(Debug, Default)]
@@ -116,21 +131,58 @@ impl Nodes {
         Ok(chosen)
     }
 
-    /// Appends the same to several nodes. Those that fail are left out for a while.
+    /// Appends the same to several nodes. Those that fail are left out for a while, and so are those that are slow: far slower than the
+    /// fastest if other nodes can take their places, slower than [`STALL`] if not. They may have it all the same, now or later.
     pub(super) async fn append(&self, nodes: &[NodeId], number: u64, at: u64, bytes: &Bytes) -> Appended {
+        let began = Instant::now();
+        let spare = self.in_use().iter().filter(|node| !nodes.contains(&node.id)).count();
         let append = async |id: NodeId| {
-            let node = self.get(id).ok_or_else(|| Error::not_found(format!("node {id}")))?;
-            self.bounded(node, STALL, node.store.append(number, at, bytes.clone())).await?;
-            Ok(id)
+            let node = self.get(id).ok_or_else(|| Error::not_found(format!("node {id}")));
+            let result = match node {
+                Ok(node) => node.store.append(number, at, bytes.clone()).await,
+                Err(error) => Err(error),
+            };
+            (id, result)
         };
+        let mut calls: FuturesUnordered<_> = nodes.iter().map(|id| append(*id)).collect();
+        let mut under_way: BTreeSet<NodeId> = nodes.iter().copied().collect();
         let mut appended = Appended::default();
-        for result in join_all(nodes.iter().map(|id| append(*id))).await {
-            match result {
-                Ok(id) => appended.done.push(id),
-                Err(error) => appended.error = Some(error),
+        while !under_way.is_empty() {
+            let can_be_replaced = nodes.len() - appended.done.len() <= spare;
+            let patience = if can_be_replaced { appended.patience() } else { STALL };
+            tokio::select! {
+                biased;
+                Some((id, result)) = calls.next() => {
+                    under_way.remove(&id);
+                    match result {
+                        Ok(()) => {
+                            appended.fastest.get_or_insert(began.elapsed());
+                            appended.done.push(id);
+                        }
+                        Err(error) => {
+                            self.leave_out(id, &error);
+                            appended.error = Some(error);
+                        }
+                    }
+                }
+                () = tokio::time::sleep_until(began + patience) => break,
             }
         }
+        for id in under_way {
+            let error = Error::timed_out(format!("node {id} has not written within {:?}", began.elapsed()));
+            self.leave_out(id, &error);
+            appended.error = Some(error);
+        }
         appended
+    }
+
+    /// Makes the same segment on further nodes, as it has been made on others. Those that fail or are far slower are left out for a while.
+    pub(super) async fn tell(&self, nodes: &[NodeId], number: u64, bytes: &Bytes, made: &Appended) {
+        let tell = async |node: &JournalNode| {
+            let append = node.store.append(number, 0, bytes.clone());
+            self.bounded(node, made.patience(), append).await
+        };
+        join_all(nodes.iter().filter_map(|id| self.get(*id)).map(tell)).await;
     }
 
     /// Waits for a call no longer than so long; if it fails, the node is left out for a while.
@@ -144,12 +196,16 @@ impl Nodes {
             .await
             .unwrap_or_else(|_| Err(Error::timed_out(format!("node {} did not answer", node.id))));
         if let Err(error) = &result {
-            log::warn!("the journal leaves node {} out for a while: {error:?}", node.id);
-            let mut state = self.state();
-            let for_how_long = state.out.get(&node.id).map_or(OUT, |(_, last)| (*last * 2).min(OUT_MAX));
-            state.out.insert(node.id, (Instant::now() + for_how_long, for_how_long));
+            self.leave_out(node.id, error);
         }
         result
+    }
+
+    fn leave_out(&self, id: NodeId, error: &Error) {
+        log::warn!("the journal leaves node {id} out for a while: {error:?}");
+        let mut state = self.state();
+        let for_how_long = state.out.get(&id).map_or(OUT, |(_, last)| (*last * 2).min(OUT_MAX));
+        state.out.insert(id, (Instant::now() + for_how_long, for_how_long));
     }
 
     /// Asks nodes that were left out whether they are back.

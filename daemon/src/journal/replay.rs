@@ -6,6 +6,7 @@ use super::format::{Entry, Header, Place};
 use super::nodes::Nodes;
 use super::survey::{Found, Link, Survey};
 use crate::meta::{Key, MetaStore, Write, keys, put, record, remove};
+use crate::progress::Progress;
 
 /// What is written to the engine at once.
 const BATCH_BYTES: usize = 4 << 20;
@@ -133,6 +134,7 @@ pub(super) async fn replay(
     links: &[Link],
     mut from: Standing,
     until: Until,
+    progress: &mut Progress,
 ) -> Result<Reached> {
     let first = links.iter().rposition(|link| link.found.header.after.position <= from.place.position);
     let Some(first) = first else {
@@ -142,9 +144,11 @@ pub(super) async fn replay(
     // The newest commit waits for the entry behind it, which may cancel it.
     let mut newest: Option<Vec<Write>> = None;
     let mut here = Place::default();
-    let (mut read, mut size, mut time) = (0_u64, 0, 0);
+    let (mut size, mut time) = (0, 0);
     let mut is_passed = false;
-    'links: for link in links.get(first..).unwrap_or_default() {
+    let to_read = links.get(first..).unwrap_or_default();
+    tell(progress, engine, "the journal", to_read.iter().map(|link| link.found.size()).sum());
+    'links: for link in to_read {
         here = link.found.header.after;
         let mut reader = link.found.read(nodes)?;
         loop {
@@ -154,7 +158,9 @@ pub(super) async fn replay(
             if link.end.is_some_and(|end| end.position <= here.position) {
                 break;
             }
+            let before = reader.at();
             let Some(entry) = reader.next().await else { break };
+            progress.add(reader.at() - before);
             if entry.position() != Some(here.position + 1) {
                 return Err(Error::corrupt(format!("the journal after entry {}", here.position)));
             }
@@ -181,10 +187,6 @@ pub(super) async fn replay(
                     }
                 }
                 Entry::Pairs(_) | Entry::End { .. } => {}
-            }
-            read += 1;
-            if read.is_multiple_of(1 << 16) {
-                log::info!("{read} entries of the journal have been read, up to {}", here.position);
             }
         }
         size = reader.at();
@@ -218,6 +220,7 @@ pub(super) async fn restore(
     segment: u64,
     accept_loss: bool,
     until: Until,
+    progress: &mut Progress,
 ) -> Result<Reached> {
     let links = survey.links();
     if let Some(newest) = links.last().filter(|newest| newest.is_nowhere())
@@ -243,7 +246,7 @@ pub(super) async fn restore(
             continue;
         }
         let end = match snapshot {
-            Some(found) => load(None, nodes, found).await?,
+            Some(found) => load(None, nodes, found, progress).await?,
             None => Some(0),
         };
         let from = match snapshot {
@@ -254,7 +257,7 @@ pub(super) async fn restore(
             missing = Error::not_found(format!("a part of {from}"));
             continue;
         };
-        match replay(None, nodes, &links, standing, until).await {
+        match replay(None, nodes, &links, standing, until, progress).await {
             Ok(reached) if reached.place.position >= end && (accept_loss || reached.gap_until.is_none()) => {}
             Ok(reached) => {
                 missing = match reached.gap_until {
@@ -271,15 +274,21 @@ pub(super) async fn restore(
             }
             Err(error) => return Err(error),
         }
-        clear(engine).await?;
+        clear(engine, progress).await?;
         if let Some(found) = snapshot {
-            load(Some(engine), nodes, found).await?;
+            load(Some(engine), nodes, found, progress).await?;
         }
-        let reached = replay(Some(engine), nodes, &links, standing, until).await?;
+        let reached = replay(Some(engine), nodes, &links, standing, until, progress).await?;
         log::info!("restored from {from} and the journal up to entry {}", reached.place.position);
         return Ok(reached);
     }
     Err(missing)
+}
+
+/// The bytes of something are read: first to see whether it is whole, then once more to write it to the engine.
+fn tell(progress: &mut Progress, engine: Option<&dyn MetaStore>, of: &str, bytes: u64) {
+    let done = if engine.is_some() { "restored" } else { "looked through" };
+    progress.next(format!("bytes of {of} are {done}"), bytes);
 }
 
 /// Entries of the journal that cannot be read.
@@ -289,11 +298,20 @@ pub(super) fn gap(from: u64, to: u64) -> Error {
 
 /// Reads a snapshot, and writes it to an empty engine if there is one. Gives the entry up to which the journal has to be read after it;
 /// `None` if it is not whole.
-async fn load(engine: Option<&dyn MetaStore>, nodes: &Nodes, found: &Found) -> Result<Option<u64>> {
+async fn load(
+    engine: Option<&dyn MetaStore>,
+    nodes: &Nodes,
+    found: &Found,
+    progress: &mut Progress,
+) -> Result<Option<u64>> {
     let mut reader = found.read(nodes)?;
     let mut batch = engine.map(Batch::new);
     let mut loaded = 0_u64;
+    tell(progress, engine, "the snapshot", found.size());
+    let mut at = 0;
     while let Some(entry) = reader.next().await {
+        progress.add(reader.at() - at);
+        at = reader.at();
         match entry {
             Entry::Pairs(pairs) => {
                 loaded += pairs.len() as u64;
@@ -301,7 +319,6 @@ async fn load(engine: Option<&dyn MetaStore>, nodes: &Nodes, found: &Found) -> R
                 batch.add(pairs);
                 if batch.is_full() {
                     batch.flush(None).await?;
-                    log::info!("{loaded} rows of the snapshot have been restored");
                 }
             }
             Entry::End { position, pairs } if pairs == loaded => {
@@ -317,12 +334,14 @@ async fn load(engine: Option<&dyn MetaStore>, nodes: &Nodes, found: &Found) -> R
 }
 
 /// Removes every row.
-async fn clear(engine: &dyn MetaStore) -> Result<()> {
+async fn clear(engine: &dyn MetaStore, progress: &mut Progress) -> Result<()> {
+    progress.next("rows that were there before are removed", 0);
     loop {
         let page = engine.scan(&[], &keys::END, PAGE).await?;
         if page.is_empty() {
             return Ok(());
         }
+        progress.add(page.len() as u64);
         // The row that says where it stands is the first to go: what is left of the rest is never taken for whole.
         let mut gone: Vec<Key> = vec![keys::journal()];
         gone.extend(page.into_iter().map(|(key, _)| key));

@@ -27,6 +27,11 @@ impl Found {
         on.into_iter().filter_map(|(id, _)| copy(id)).collect()
     }
 
+    /// The bytes of the longest copy.
+    pub(super) fn size(&self) -> u64 {
+        self.on.values().copied().max().unwrap_or(0)
+    }
+
     /// Begins to read it.
     ///
     /// # Errors

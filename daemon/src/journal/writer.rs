@@ -121,7 +121,7 @@ impl Inner {
                 // Then all others get to know of it: who knows of a segment that is nowhere knows of a loss.
                 let mut others: Vec<_> = self.nodes.in_use().iter().map(|node| node.id).collect();
                 others.retain(|id| !header.copies.contains(id));
-                self.nodes.append(&others, number, 0, &bytes).await;
+                self.nodes.tell(&others, number, &bytes, &outcome).await;
                 let size = bytes.len() as u64;
                 let mut shelf = self.shelf();
                 (shelf.open, shelf.position) =

@@ -69,6 +69,17 @@ impl SqliteStore {
         .and_then(|answer| if answer == "ok" { Ok(()) } else { Err(Error::corrupt(answer)) })
     }
 
+    /// How many rows there are. Reads all pages.
+    ///
+    /// # Errors
+    /// `Corrupt`; `Unavailable`.
+    pub async fn count(&self) -> Result<u64> {
+        let count = self.read(|connection| {
+            connection.query_row("SELECT count(*) FROM kv", [], |row| row.get::<_, i64>(0))
+        });
+        Ok(u64::try_from(count.await?).unwrap_or(0))
+    }
+
     async fn read<T, F>(&self, query: F) -> Result<T>
     where
         T: Send + 'static,

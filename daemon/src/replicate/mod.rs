@@ -51,6 +51,12 @@ const HURT: usize = 1024;
 const HEDGE_READ: Duration = Duration::from_millis(100);
 /// A write is also tried on another node after so long.
 const HEDGE_WRITE: Duration = Duration::from_secs(1);
+/// Or after so many times as long as another copy has taken,
+const HEDGE_WRITE_TIMES: u32 = 4;
+/// but not before this.
+const HEDGE_WRITE_MIN: Duration = Duration::from_millis(150);
+/// A node that has not said within this time whether it has a copy is written to as if it had none.
+const ASK_WRITE: Duration = Duration::from_millis(500);
 /// After a commit that failed it is looked so often at what is stored now.
 const LOOKS: usize = 10;
 /// How long it is waited between two such looks.

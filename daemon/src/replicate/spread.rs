@@ -12,7 +12,7 @@ use tandemfs::{Error, Result, block};
 use tokio::time::Instant;
 
 use super::placement::{self, Candidate};
-use super::{HEDGE_WRITE, Node, Nodes};
+use super::{HEDGE_WRITE, HEDGE_WRITE_MIN, HEDGE_WRITE_TIMES, Node, Nodes};
 
 use crate::metrics::COUNTERS;
 
@@ -46,13 +46,14 @@ pub(super) struct Spreaded {
 
 impl Spread<'_> {
     /// Writes until as many nodes as are wanted have a copy, or no node is left to try. A node that fails is replaced by another at
-    /// once, one that is slow after a while; a copy that comes into being on a node that was given up is an orphan, which a scrub removes.
+    /// once, one that is slow after a while, which is shorter when another one was fast; a copy that comes into being on a node that was given up is an orphan, which a scrub removes.
     pub(super) async fn run(self, good: BTreeSet<NodeId>) -> Spreaded {
         let mut result = Spreaded { good, ..Spreaded::default() };
         let mut tried = result.good.clone();
         let mut under_way: BTreeSet<NodeId> = BTreeSet::new();
         let mut calls = FuturesUnordered::new();
-        let (mut spare, hedge) = (0, Instant::now() + HEDGE_WRITE);
+        let began = Instant::now();
+        let (mut spare, mut hedge) = (0, began + HEDGE_WRITE);
         loop {
             // A node may have failed since it was written.
             result.good.retain(|id| self.nodes.is_reachable(*id));
@@ -60,7 +61,10 @@ impl Spread<'_> {
                 let Some(node) = self.next(&tried, result.good.union(&under_way)) else { break };
                 tried.insert(node.id());
                 under_way.insert(node.id());
-                calls.push(async { (node.id(), self.copy(node).await) });
+                calls.push(async {
+                    let began = Instant::now();
+                    (node.id(), self.copy(node).await, began.elapsed())
+                });
             }
             if result.good.len() >= self.wanted {
                 return result;
@@ -69,12 +73,13 @@ impl Spread<'_> {
                 biased;
                 done = calls.next() => match done {
                     None => return result,
-                    Some((id, outcome)) => {
+                    Some((id, outcome, took)) => {
                         under_way.remove(&id);
                         match outcome {
                             Ok(()) => {
                                 result.good.insert(id);
                                 result.written.insert(id);
+                                hedge = hedge.min(began + (took * HEDGE_WRITE_TIMES).max(HEDGE_WRITE_MIN));
                             }
                             Err(error) => {
                                 result.no_space |= error.kind() == ErrorKind::NoSpace;

@@ -9,7 +9,7 @@ use tandemfs::id::{BlockId, NodeId, VolumeId};
 use tandemfs::{Error, Result};
 
 use super::spread::Spread;
-use super::{Replicator, finished};
+use super::{ASK_WRITE, Replicator, finished};
 use crate::meta::record::{Block, Place};
 use crate::meta::{self, keys};
 
@@ -82,7 +82,8 @@ impl Replicator {
     /// Those of `recorded` that can be reached and have an object of the right length.
     async fn present(&self, recorded: &[NodeId], id: &BlockId, length: u64) -> BTreeSet<NodeId> {
         let has = async |node: NodeId| {
-            let found = self.nodes.head(self.nodes.get(node).ok()?, id).await.ok()??;
+            let head = self.nodes.head(self.nodes.get(node).ok()?, id);
+            let found = tokio::time::timeout(ASK_WRITE, head).await.ok()?.ok()??;
             (found.size == length).then_some(node)
         };
         futures::future::join_all(recorded.iter().map(|node| has(*node)))

@@ -5,13 +5,14 @@ use bytes::Bytes;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use tandemfs::config::write_secret;
+use tandemfs::config::{remove_drafts, write_secret};
 use tandemfs::id::NodeId;
 use tandemfs::{Error, Result};
+use tokio::sync::Semaphore;
 
 use super::{PIECE_MAX, Segment, SegmentStore};
 use crate::blocks::disk::{failure, make_directories, sync_directory};
@@ -28,6 +29,8 @@ struct Inner {
     open: Mutex<Option<(u64, u64, File)>>,
     /// A sync has failed, so nobody knows what is on the disk: it takes no change until it is opened anew.
     failed: AtomicBool,
+    /// One change at a time. Those that wait for a disk that hangs take no threads, and do not happen if nobody waits for them any more.
+    changes: Arc<Semaphore>,
 }
 
 /// The file that says which node's directory it is.
@@ -41,6 +44,7 @@ impl DiskSegments {
     pub fn open(node: impl AsRef<Path>, id: NodeId) -> Result<Self> {
         let directory = node.as_ref().join("journal");
         make_directories(&directory).map_err(|error| failure(error, &directory))?;
+        remove_drafts(&directory.join(OWNER))?;
         match Self::owner(node.as_ref())? {
             Some(owner) if owner == id => {}
             Some(owner) => {
@@ -51,7 +55,12 @@ impl DiskSegments {
             None => write_secret(&directory.join(OWNER), format!("{id}\n").as_bytes())?,
         }
         sync_directory(&directory).map_err(|error| failure(error, &directory))?;
-        Ok(Self(Arc::new(Inner { directory, open: Mutex::default(), failed: AtomicBool::new(false) })))
+        Ok(Self(Arc::new(Inner {
+            directory,
+            open: Mutex::default(),
+            failed: AtomicBool::new(false),
+            changes: Arc::new(Semaphore::new(1)),
+        })))
     }
 
     /// Whether there is any segment.
@@ -87,6 +96,16 @@ impl DiskSegments {
         let done = tokio::task::spawn_blocking(move || call(&inner)).await;
         done.unwrap_or_else(|error| Err(Error::internal("a call of a disk node did not end").because(error)))
     }
+
+    /// The same for a call that changes something.
+    async fn change(&self, call: impl FnOnce(&Inner) -> Result<()> + Send + 'static) -> Result<()> {
+        let permit = self.0.changes.clone().acquire_owned().await;
+        self.run(move |inner| {
+            let _permit = permit;
+            call(inner)
+        })
+        .await
+    }
 }
 
 impl Inner {
@@ -107,7 +126,11 @@ impl Inner {
     /// A sync that failed may have thrown away what it did not write, so it is never tried again.
     fn synced(&self, result: io::Result<()>, path: &Path) -> Result<()> {
         result.map_err(|error| {
-            if !matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
+            // A directory that is gone was not synced at all.
+            if !matches!(
+                error.kind(),
+                ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::NotFound
+            ) {
                 self.failed.store(true, Ordering::SeqCst);
                 log::error!("{}: sync failed, the node takes no more changes: {error}", path.display());
                 COUNTERS.sync_failures.inc();
@@ -119,10 +142,9 @@ impl Inner {
     fn append(&self, number: u64, at: u64, bytes: &[u8]) -> Result<()> {
         self.check()?;
         let path = self.path(number);
-        // Held to the end: one append at a time, so that the length that was looked at is the length that is written at.
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let (length, file) = match open.take() {
-            Some((of, length, file)) if of == number && at > 0 => (length, file),
+            Some((of, length, file)) if of == number && at > 0 && is_at(&file, &path) => (length, file),
             _ => {
                 let mut options = OpenOptions::new();
                 options.write(true).create_new(at == 0).mode(0o600);
@@ -202,10 +224,18 @@ impl Inner {
     }
 }
 
+/// Whether an open file is still what lies there: who has removed the file or replaced the node's directory must not be told that it is written.
+fn is_at(file: &File, path: &Path) -> bool {
+    let Ok((open, there)) = file.metadata().and_then(|open| Ok((open, fs::metadata(path)?))) else {
+        return false;
+    };
+    (open.dev(), open.ino()) == (there.dev(), there.ino())
+}
+
 #[async_trait]
 impl SegmentStore for DiskSegments {
     async fn append(&self, number: u64, at: u64, bytes: Bytes) -> Result<()> {
-        self.run(move |inner| inner.append(number, at, &bytes)).await
+        self.change(move |inner| inner.append(number, at, &bytes)).await
     }
 
     async fn read(&self, number: u64, range: Range<u64>) -> Result<Bytes> {
@@ -217,7 +247,7 @@ impl SegmentStore for DiskSegments {
     }
 
     async fn delete(&self, number: u64) -> Result<()> {
-        self.run(move |inner| inner.delete(number)).await
+        self.change(move |inner| inner.delete(number)).await
     }
 }
 
@@ -253,5 +283,25 @@ mod tests {
         assert_eq!(store.list().await.unwrap().len(), 1);
         let late = store.append(1, 6, Bytes::from_static(b"three")).await;
         assert_eq!(late.unwrap_err().kind(), ErrorKind::Stale);
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_is_moved_away_and_back_takes_no_append_meanwhile() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, away) = (directory.path().join("node"), directory.path().join("away"));
+        let store = DiskSegments::open(&path, NodeId(1)).unwrap();
+        store.append(1, 0, Bytes::from_static(b"one")).await.unwrap();
+        let append = async |number, at| store.append(number, at, Bytes::from_static(b"two")).await;
+        fs::rename(&path, &away).unwrap();
+        assert_eq!(append(1, 3).await.unwrap_err().kind(), ErrorKind::Stale);
+        assert_eq!(append(2, 0).await.unwrap_err().kind(), ErrorKind::Unavailable);
+        assert_eq!(store.delete(1).await.unwrap_err().kind(), ErrorKind::Unavailable);
+        fs::rename(&away, &path).unwrap();
+        append(1, 3).await.unwrap();
+        // An older one in its place.
+        fs::write(directory.path().join("old"), b"on").unwrap();
+        fs::rename(directory.path().join("old"), path.join("journal").join(format!("{:020}", 1))).unwrap();
+        assert_eq!(append(1, 6).await.unwrap_err().kind(), ErrorKind::Stale);
+        append(3, 0).await.unwrap();
     }
 }

@@ -19,6 +19,8 @@ pub(crate) enum Fault {
     Offline,
     /// No call returns.
     Hanging,
+    /// Appends take so long, and come to their end also when nobody waits for them any more.
+    Slow(Duration),
     /// Appends say that there is no room.
     Full,
     /// The next append writes only so many bytes, says that it failed, and the node is offline after that.
@@ -68,6 +70,15 @@ impl SegmentStore for FaultySegments {
         self.check().await?;
         let fault = *self.fault();
         let length = match fault {
+            Fault::Slow(time) => {
+                let inner = self.inner.clone();
+                let append = async move {
+                    tokio::time::sleep(time).await;
+                    inner.append(number, at, bytes).await
+                };
+                let done = tokio::spawn(append).await;
+                return done.unwrap_or_else(|error| Err(Error::internal("an append").because(error)));
+            }
             Fault::Full => return Err(Error::no_space("a fault was asked for")),
             Fault::Torn(length) => length.min(bytes.len()),
             Fault::AnswerLost => bytes.len(),
