@@ -215,7 +215,8 @@ async fn a_slow_node_is_waited_for_if_no_other_can_take_its_place() {
             let store = Arc::new(site.nodes[alone].clone());
             let alone = JournalNode { id: NodeId(alone as u32), zone: String::new(), store };
             let engine = MemoryStore::new();
-            Journal::restore(&engine, vec![alone], false, Until::End, 8).await.unwrap();
+            let mut progress = Progress::new("bytes", 0);
+            Journal::restore(&engine, vec![alone], false, Until::End, 8, &mut progress).await.unwrap();
             assert_eq!(pairs(&engine).await, want);
         }
         // But not for ever.
