@@ -219,7 +219,11 @@ async fn the_volume_is_delegated_to_who_is_alone_and_returned_when_anybody_wants
     seen.unwrap();
     listed.unwrap();
     world.sessions.close(&world.caller, two).await.unwrap();
-    timeout(SOON, limited).await.expect("it is returned").unwrap();
+    let told = async {
+        let Event::Changed { number, .. } = news(&mut heard).await else { panic!() };
+        ack(&world, one, number, &[]).await;
+    };
+    timeout(SOON, async { futures::join!(limited, told).0 }).await.expect("it is returned").unwrap();
     assert!(take_all(&world, one).await, "alone again");
 }
 

@@ -82,7 +82,7 @@ impl Session {
             since: Instant::now(),
             _room: room,
         };
-        if let Err(change) = self.queue.add(id, change) {
+        if let Some(change) = self.queue.add(id, change) {
             (outgoing.mutations, outgoing.blocks) = (change.mutations, change.blocks);
             return Err(Error::session_ended(format!("session {id}")));
         }

@@ -130,14 +130,11 @@ impl Queue {
         self.inner().number + 1
     }
 
-    /// Adds a change that was made in a session.
-    ///
-    /// # Errors
-    /// The change, which never was: the session is over.
-    pub(super) fn add(&self, session: SessionId, change: Change) -> Result<(), Change> {
+    /// Adds a change that was made in a session; gives it back when that is over: then it never was.
+    pub(super) fn add(&self, session: SessionId, change: Change) -> Option<Change> {
         let mut inner = self.inner();
         if inner.session != session || inner.closed {
-            return Err(change);
+            return Some(change);
         }
         inner.number = change.number;
         inner.mutations += change.mutations.len();
@@ -153,7 +150,7 @@ impl Queue {
         if is_first || is_due {
             self.more.notify_one();
         }
-        Ok(())
+        None
     }
 
     /// The bytes of a block that is on its way.
