@@ -36,6 +36,17 @@ impl Progress {
         }
     }
 
+    /// Waits for something that is a part of this step, and may take longer than a line.
+    pub async fn wait<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        loop {
+            match tokio::time::timeout_at(self.due, work.as_mut()).await {
+                Ok(result) => return result,
+                Err(_) => self.add(0),
+            }
+        }
+    }
+
     /// A step that cannot be counted: the lines say for how long it has been waited for.
     pub async fn during<T>(&mut self, what: &str, work: impl Future<Output = T>) -> T {
         let begun = Instant::now();
@@ -124,6 +135,17 @@ mod tests {
         assert_eq!(begun.elapsed(), 10 * SECOND);
         // The last line was written after 9 seconds.
         assert_eq!(progress.due, begun + 12 * SECOND);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_long_part_of_a_step_is_waited_for() {
+        let begun = Instant::now();
+        let mut progress = Progress::new("rows are read", 100);
+        progress.add(40);
+        progress.wait(tokio::time::sleep(10 * SECOND)).await;
+        // As above, and what is done stays so.
+        assert_eq!(progress.due, begun + 12 * SECOND);
+        assert_eq!(progress.line(60, begun + 12 * SECOND).unwrap(), "100 of 100 rows are read");
     }
 
     #[test]

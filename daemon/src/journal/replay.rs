@@ -182,7 +182,7 @@ pub(super) async fn replay(
                     if let Some(batch) = &mut batch {
                         batch.add(before);
                         if batch.is_full() {
-                            batch.flush(None).await?;
+                            progress.wait(batch.flush(None)).await?;
                         }
                     }
                 }
@@ -202,7 +202,7 @@ pub(super) async fn replay(
     if let Some(batch) = batch.as_mut().filter(|_| here != from.place) {
         batch.add(newest.unwrap_or_default());
         from.place = here;
-        batch.flush(Some(&from)).await?;
+        progress.wait(batch.flush(Some(&from))).await?;
     }
     let gap_until = (known > here.position && !is_passed).then_some(known);
     Ok(Reached { place: here, gap_until, size, time_ms: time })
@@ -318,12 +318,12 @@ async fn load(
                 let Some(batch) = &mut batch else { continue };
                 batch.add(pairs);
                 if batch.is_full() {
-                    batch.flush(None).await?;
+                    progress.wait(batch.flush(None)).await?;
                 }
             }
             Entry::End { position, pairs } if pairs == loaded => {
                 if let Some(batch) = &mut batch {
-                    batch.flush(None).await?;
+                    progress.wait(batch.flush(None)).await?;
                 }
                 return Ok(Some(position));
             }
