@@ -19,6 +19,7 @@ mod fsck;
 mod histories;
 mod journal;
 mod large_directory;
+mod lease;
 mod locks;
 mod logins;
 mod metrics;
