@@ -4,7 +4,7 @@
 //! requests are under way, the cache remembers for each key the newest version that is known to have changed it (its
 //! *floor*); a reply that was read before that is not cached.
 //!
-//! What was done under the lease and is not committed yet lies over all that ([`Pending`]).
+//! What was done under the lease and is not committed yet lies over all that (`lease/pending.rs`).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::ops::Bound;
