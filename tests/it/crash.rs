@@ -20,7 +20,7 @@ const KILLS: u64 = 20;
 pub type Acknowledged = Arc<Mutex<Vec<(String, u64, usize)>>>;
 
 /// Creates, writes, syncs and renames files, and removes older ones; says on its output what is done. Any error ends it with a failure.
-/// It makes at most 100 files a second, so that its length alone never fills a disk.
+/// It makes at most 100 files a second and keeps the newest few hundred, so that neither a full disk nor ever longer checks end a long run.
 ///
 /// It is a process of its own: a process that has files of a mount open cannot start a daemon while that mount waits for the daemon, for
 /// the new process closes its copies of the files first, and `close` waits.
@@ -31,7 +31,7 @@ def synced(path):
     os.fsync(fd)
     os.close(fd)
 os.chdir(sys.argv[1])
-number = 0
+number, kept = 0, []
 while not os.path.exists(sys.argv[2]):
     length = [17, 4096, 70000, 300000][number % 4]
     fd = os.open(f't{number}', os.O_CREAT | os.O_WRONLY, 0o644)
@@ -42,9 +42,11 @@ while not os.path.exists(sys.argv[2]):
     os.rename(f't{number}', f'w{number}')
     synced('.')
     print('done', number, length, flush=True)
-    if number % 3 == 2:
-        print('forget', number - 1, 0, flush=True)
-        os.unlink(f'w{number - 1}')
+    kept.append(number)
+    while len(kept) > 300 or number % 3 == 2 and kept[-2] == number - 1:
+        old = kept.pop(0 if len(kept) > 300 else -2)
+        print('forget', old, 0, flush=True)
+        os.unlink(f'w{old}')
     number += 1
     time.sleep(0.01)
 "#;
@@ -105,7 +107,11 @@ fn upload_files(cluster_url: String, stop: Arc<AtomicBool>, done: Acknowledged) 
             match http.post(format!("{cluster_url}/upload")).bearer_auth(&token).multipart(form).send().await
             {
                 Ok(answer) if answer.status() == 201 => {
-                    done.lock().expect("the list").push((name, number, length));
+                    let mut done = done.lock().expect("the list");
+                    done.push((name, number, length));
+                    // What is no longer looked for is not removed: an upload is never undone here.
+                    let surplus = done.len().saturating_sub(300);
+                    done.drain(..surplus);
                 }
                 Ok(answer) if answer.status().is_server_error() || answer.status() == 401 => token.clear(),
                 Ok(answer) => panic!("upload answered {}", answer.status()),

@@ -78,7 +78,7 @@ fn nothing_acknowledged_is_lost_when_the_power_goes() {
         rig.cut();
         let after = done.lock().unwrap().clone();
         // It waits a lease for the mount that was there when the power went.
-        let twin = Cluster::at(&outside.path().join("cut"), &["--lease-ms", "6000"]);
+        let twin = Cluster::at(&outside.path().join("cut"), &["--lease-ms", "1500"]);
         let seen = twin.mount("look");
         for (name, seed, length) in &before {
             if !after.iter().any(|(other, _, _)| other == name) {
