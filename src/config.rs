@@ -166,15 +166,26 @@ pub fn remove_drafts(path: &Path) -> Result<()> {
 /// # Errors
 /// `Invalid` when neither variable is usable.
 pub fn config_directory() -> Result<PathBuf> {
-    directory_from(|name| std::env::var_os(name).map(PathBuf::from))
+    directory_from(|name| std::env::var_os(name).map(PathBuf::from), ("XDG_CONFIG_HOME", ".config"))
 }
 
-fn directory_from(variable: impl Fn(&str) -> Option<PathBuf>) -> Result<PathBuf> {
+/// Where what can be lost lies: `$XDG_CACHE_HOME/tandemfs`, or `$HOME/.cache/tandemfs`.
+///
+/// # Errors
+/// As [`config_directory`].
+pub fn cache_directory() -> Result<PathBuf> {
+    directory_from(|name| std::env::var_os(name).map(PathBuf::from), ("XDG_CACHE_HOME", ".cache"))
+}
+
+fn directory_from(
+    variable: impl Fn(&str) -> Option<PathBuf>,
+    (of_kind, below_home): (&str, &str),
+) -> Result<PathBuf> {
     let absolute = |name| variable(name).filter(|path| path.is_absolute());
-    absolute("XDG_CONFIG_HOME")
-        .or_else(|| Some(absolute("HOME")?.join(".config")))
+    absolute(of_kind)
+        .or_else(|| Some(absolute("HOME")?.join(below_home)))
         .map(|directory| directory.join("tandemfs"))
-        .ok_or_else(|| Error::invalid("neither XDG_CONFIG_HOME nor HOME says where settings lie"))
+        .ok_or_else(|| Error::invalid(format!("neither {of_kind} nor HOME is an absolute path")))
 }
 
 /// A file system's error that says which file it is about.
@@ -270,9 +281,9 @@ mod tests {
         let with = |pairs: &[(&str, &str)]| {
             let pairs: Vec<(String, PathBuf)> =
                 pairs.iter().map(|(name, value)| ((*name).into(), value.into())).collect();
-            directory_from(move |name| {
-                pairs.iter().find(|(own, _)| own == name).map(|(_, value)| value.clone())
-            })
+            let variable =
+                move |name: &str| pairs.iter().find(|(own, _)| own == name).map(|(_, value)| value.clone());
+            directory_from(variable, ("XDG_CONFIG_HOME", ".config"))
         };
         assert_eq!(with(&[("XDG_CONFIG_HOME", "/x"), ("HOME", "/h")]).unwrap(), Path::new("/x/tandemfs"));
         assert_eq!(

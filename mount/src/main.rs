@@ -22,6 +22,7 @@ use tandem_mount::options::{Asked, CommandLine, USAGE, parse};
 use tandem_mount::read_ahead;
 use tandemfs::client::{Client, is_refused, normal_url};
 use tandemfs::clock::SystemClock;
+use tandemfs::config::cache_directory;
 use tandemfs::name::join_path;
 use tandemfs::{Error, ErrorKind, Result, credentials};
 use tokio::runtime::Runtime;
@@ -147,6 +148,7 @@ fn serve(
         read_only: options.read_only,
         sync: options.sync,
         lease: options.lease,
+        cache_directory: options.cache_directory.clone().or_else(|| cache_directory().ok()),
         client: format!("{}:{}", host.trim_end(), directory.display()),
         offline_timeout: options.offline_timeout,
         memory: options.memory,
@@ -196,6 +198,7 @@ fn serve(
         }
     });
     let serving = std::thread::spawn(move || mount.serve());
+    runtime.spawn(Fs::offer_lost(Arc::downgrade(&fs)));
     // The first call shows that the mount answers.
     let root = std::fs::metadata(directory).map_err(|error| format!("the mount does not answer: {error}"))?;
     if is_root && let Err(error) = read_ahead::raise(root.dev()) {

@@ -24,6 +24,8 @@ usage: tandem-mount URL DIRECTORY [-o option,option=…] [-f] [-v]
        subdir=PATH           a directory of the volume instead of all of it
        credentials=FILE      a file of mode 0600 with `token = \"…\"`, or `username = \"…\"` and `password = \"…\"`
        ca=FILE               trust the authorities in this file (PEM), and no others
+       cache_dir=DIRECTORY   where changes that are answered and not sent yet are kept
+                             (tandemfs in $XDG_CACHE_HOME or ~/.cache if not given)
        memory=SIZE           for all buffers and caches together, 96M if not given
        offline_timeout=TIME  how long calls wait for a daemon that is away, 5min if not given
        log=FILE              where to log to in the background
@@ -79,7 +81,7 @@ const IGNORED: &[&str] = &[
     "max_read",
 ];
 /// What we know.
-const KNOWN: &str = "volume=, subdir=, credentials=, ca=, memory=, offline_timeout=, log=, root_squash, all_squash, no_root_squash, anonuid=, anongid=, map_uid=, map_gid=, relatime, strictatime, noatime, nodiratime, ro, sync, lease, noexec, allow_other, suid, dev, remount";
+const KNOWN: &str = "volume=, subdir=, credentials=, ca=, cache_dir=, memory=, offline_timeout=, log=, root_squash, all_squash, no_root_squash, anonuid=, anongid=, map_uid=, map_gid=, relatime, strictatime, noatime, nodiratime, ro, sync, lease, noexec, allow_other, suid, dev, remount";
 
 /// A command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,6 +113,8 @@ pub struct MountOptions {
     pub credentials: Option<PathBuf>,
     /// The certificate authorities to trust, instead of the system's.
     pub ca: Option<PathBuf>,
+    /// Where what is answered and not sent yet is kept.
+    pub cache_directory: Option<PathBuf>,
     /// Bytes for all buffers and caches.
     pub memory: usize,
     /// How long calls wait for a daemon that is away.
@@ -146,6 +150,7 @@ impl Default for MountOptions {
             subdir: Vec::new(),
             credentials: None,
             ca: None,
+            cache_directory: None,
             memory: 96 << 20,
             offline_timeout: Duration::from_secs(300),
             log: None,
@@ -289,10 +294,17 @@ fn parse_option(text: &str, options: &mut MountOptions) -> Result<bool> {
         ("anongid", _) => options.ids.anonymous_group = number(name, needed()?)?,
         ("map_uid", _) => add_range(name, needed()?, &mut options.ids.users)?,
         ("map_gid", _) => add_range(name, needed()?, &mut options.ids.groups)?,
-        ("cache_dir" | "cache_size", _) => {
-            return Err(Error::invalid(format!(
-                "{name}= is not taken: there is no cache on disk; memory= bounds what is kept in memory"
-            )));
+        ("cache_dir", _) => {
+            let path = PathBuf::from(needed()?);
+            if !path.is_absolute() {
+                return Err(Error::invalid("cache_dir= takes an absolute path"));
+            }
+            options.cache_directory = Some(path);
+        }
+        ("cache_size", _) => {
+            return Err(Error::invalid(
+                "cache_size= is not taken: no data is cached on disk; memory= bounds what is kept in memory",
+            ));
         }
         ("comment", _) => (),
         _ => {
@@ -403,7 +415,7 @@ mod tests {
             ("http://a /b -o credentials=", "credentials="),
             ("http://a /b -o password=x", "command line"),
             ("http://a /b -o suid", "allow_other"),
-            ("http://a /b -o cache_dir=/c", "memory="),
+            ("http://a /b -o cache_dir=c", "absolute"),
             ("http://a /b -o cache_size=1G", "memory="),
             ("http://a /b -o subdir=a/../b", "subdir="),
             ("http://a /b -o anonuid=nobody", "anonuid="),

@@ -17,6 +17,10 @@ use crate::metrics::COUNTERS;
 /// A session that lives has so long to send what was written to a file that others wait for: a slow network must not cost it its data.
 pub(super) const RETURN_PATIENCE: Duration = Duration::from_secs(60);
 
+/// A silent session that has its volume to itself is kept for so long if nobody else comes ("courteous server", RFC 8881, section 8.4.2.3): the
+/// next mount sends what was left in the queue of one that was killed.
+pub(super) const COURTESY: Duration = Duration::from_secs(24 * 3600);
+
 /// All sessions that have not ended.
 #[derive(Debug, Default)]
 pub(crate) struct Audience {
@@ -282,6 +286,13 @@ impl Audience {
         if !inner.sessions.contains_key(&session) && !inner.ended.contains(&(volume, session)) {
             inner.ended.push((volume, session));
         }
+    }
+
+    /// Whether a session may be silent for longer than its lease: it has the volume to itself, and nobody waits for it. Whoever comes ends it.
+    pub(super) fn waits_for_return(&self, session: &Session) -> bool {
+        let volume = self.inner().sessions.get(&session.id).copied();
+        volume.is_some_and(|volume| self.delegations(volume).has_volume(session.id))
+            && session.deadline() + COURTESY > Instant::now()
     }
 
     /// Waits until a session has ended.

@@ -165,6 +165,11 @@ impl Delegations {
             || of.files.iter().any(|ino| inner.files.get(ino) == Some(&session))
     }
 
+    /// Whether a session has the volume to itself.
+    pub(super) fn has_volume(&self, session: SessionId) -> bool {
+        self.inner().volume == Some(session)
+    }
+
     /// Whether a file is delegated to a session by itself.
     pub(crate) fn has(&self, session: SessionId, ino: Ino) -> bool {
         self.inner().files.get(&ino) == Some(&session)

@@ -76,7 +76,7 @@ pub(super) async fn watch_over(sessions: Weak<Sessions>, lease: Duration) {
         let Some(strong) = sessions.upgrade() else { return };
         let now = Instant::now();
         for session in strong.audience.all() {
-            if session.deadline() <= now {
+            if session.deadline() <= now && !strong.audience.waits_for_return(&session) {
                 log::warn!("session {} was silent for its lease: fenced", session.id);
                 COUNTERS.sessions_fenced.inc();
                 strong.audience.end(&session);

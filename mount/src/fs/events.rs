@@ -291,8 +291,8 @@ impl Session {
             (state.grant.session, state.ended)
         };
         self.notify();
-        self.queue.close();
-        if !ended && let Ok(Err(error)) = timeout(Duration::from_secs(5), self.remote.close_session(id)).await
+        let is_done = self.queue.close();
+        if is_done && !ended && let Ok(Err(error)) = timeout(Duration::from_secs(5), self.remote.close_session(id)).await
         {
             log::warn!("closing the session: {error}");
         }

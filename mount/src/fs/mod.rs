@@ -24,6 +24,7 @@ pub mod locks;
 pub mod names;
 pub mod opens;
 pub mod read;
+mod recovered;
 pub mod remote;
 mod requests;
 pub mod session;
@@ -33,10 +34,11 @@ mod suspended;
 pub(crate) mod tests;
 pub mod xattrs;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tandemfs::api::fs::{BatchReply, OpenSession};
+use tandemfs::api::fs::BatchReply;
 use tandemfs::clock::{Clock, Time};
 use tandemfs::id::Ino;
 use tandemfs::name::Name;
@@ -69,6 +71,8 @@ pub struct Options {
     pub sync: bool,
     /// While nobody else uses the volume, changes are answered before they are sent.
     pub lease: bool,
+    /// Where what is answered and not sent yet is kept for the next mount, if this one is killed; `None`: nowhere.
+    pub cache_directory: Option<PathBuf>,
     /// For people who look at the list of sessions: host and mount point.
     pub client: String,
     /// How long calls wait for a daemon that is away.
@@ -91,6 +95,7 @@ impl Default for Options {
             read_only: false,
             sync: false,
             lease: false,
+            cache_directory: None,
             client: String::new(),
             offline_timeout: Duration::from_secs(300),
             memory: 96 << 20,
@@ -158,14 +163,8 @@ impl Fs {
     /// # Errors
     /// Those of the daemon.
     pub async fn open(remote: Arc<dyn Remote>, clock: Arc<dyn Clock>, options: Options) -> Result<Self> {
-        let open = OpenSession {
-            volume: options.volume.clone(),
-            read_only: options.read_only,
-            client: options.client.clone(),
-        };
         // Half for what is being written, a quarter for blocks, a quarter for records.
-        let (patience, memory) = (options.offline_timeout, options.memory / 4);
-        let session = Session::open(remote, open, patience, memory, options.lease).await?;
+        let session = Session::open(remote, &options, options.memory / 4).await?;
         let data = Data::new(Arc::clone(&session), Arc::clone(&clock), options.memory / 2);
         let reader = Reader::new(Arc::clone(&session), options.memory / 4);
         let accesses = Accesses::new(Arc::clone(&session));

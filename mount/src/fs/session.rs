@@ -19,9 +19,12 @@ use super::delegations::{Delegations, Writer};
 use super::guests::Guests;
 use super::kernel::Kernel;
 use super::known::Known;
+use super::lease::log::Log;
+use super::lease::replay::{Lost, replay};
 use super::lease::{Lease, Queue};
 use super::locks::Locks;
 use super::opens::Opens;
+use super::Options;
 use super::remote::Remote;
 use super::suspended::Suspended;
 
@@ -47,6 +50,8 @@ pub struct Session {
     /// Where what is recalled is committed.
     pub(super) writer: OnceLock<Writer>,
     pub(super) suspended: Suspended,
+    /// What was answered and could not be sent, here or by a mount before.
+    pub(super) lost: watch::Sender<Vec<Lost>>,
     open: OpenSession,
     pub(super) offline_timeout: Duration,
     pub(super) state: Mutex<State>,
@@ -100,15 +105,27 @@ impl Session {
     /// Those of the daemon; it is not asked again here, so that a wrong address is known at once.
     pub async fn open(
         remote: Arc<dyn Remote>,
-        open: OpenSession,
-        offline_timeout: Duration,
+        options: &Options,
         cache_bytes: usize,
-        wants_lease: bool,
     ) -> Result<Arc<Self>> {
+        let open = OpenSession {
+            volume: options.volume.clone(),
+            read_only: options.read_only,
+            client: options.client.clone(),
+        };
         let sent = Instant::now();
         let grant = timeout(START_TIMEOUT, remote.open_session(&open))
             .await
             .map_err(|_| Error::timed_out("the daemon does not answer"))??;
+        let (mut grant, mut lost, mut log, mut lease_is_wanted) = (grant, Vec::new(), None, options.lease);
+        if let Some(directory) = options.cache_directory.as_ref().filter(|_| !grant.read_only) {
+            (grant, lost) = replay(&remote, &open, directory, grant).await?;
+            log = lease_is_wanted.then(|| Log::create(directory, &grant.key)).transpose().unwrap_or_else(|error| {
+                log::warn!("changes wait for the daemon: {}: {error}", directory.display());
+                lease_is_wanted = false;
+                None
+            });
+        }
         let lease_until = sent + lease(&grant);
         let carried_out = watch::Sender::new((grant.session, 0));
         Ok(Arc::new(Self {
@@ -120,12 +137,13 @@ impl Session {
             known: Arc::default(),
             locks: Locks::new(&grant),
             delegations: Delegations::new(&grant),
-            lease: Arc::new(Lease::new(&grant, wants_lease)),
-            queue: Queue::new(grant.session),
+            lease: Arc::new(Lease::new(&grant, lease_is_wanted)),
+            queue: Queue::new(grant.session, log),
             writer: OnceLock::new(),
             suspended: Suspended::default(),
+            lost: watch::Sender::new(lost),
             open,
-            offline_timeout,
+            offline_timeout: options.offline_timeout,
             state: Mutex::new(State {
                 grant,
                 lease_until,

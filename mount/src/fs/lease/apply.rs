@@ -13,6 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::pending::owned;
+use super::log::Queued;
 use super::queue::Change;
 use crate::fs::batches::Outgoing;
 use crate::fs::cache::Known;
@@ -35,6 +36,20 @@ impl Session {
     ) -> Result<BatchReply> {
         self.ready().await?;
         let give_up = Instant::now() + self.offline_timeout;
+        let reply = self.queue_change(id, outgoing, give_up).await?;
+        if !self.queue.is_logged() {
+            // As without the lease: it would be lost with this process.
+            self.queue.committed(self.queue.last(), give_up).await?;
+        }
+        Ok(reply)
+    }
+
+    async fn queue_change(
+        &self,
+        id: SessionId,
+        outgoing: &mut Outgoing,
+        give_up: Instant,
+    ) -> Result<BatchReply> {
         let room = self.queue.room(&outgoing.mutations, &outgoing.blocks, give_up).await?;
         let _removal = outgoing.victim.map(|ino| self.opens.removing(ino));
         let order = self.queue.order.lock().await;
@@ -74,16 +89,18 @@ impl Session {
             })
             .collect();
         let change = Change {
-            number,
-            mutations: std::mem::take(&mut outgoing.mutations),
-            blocks: std::mem::take(&mut outgoing.blocks),
-            held: held.clone(),
+            queued: Queued {
+                number,
+                mutations: std::mem::take(&mut outgoing.mutations),
+                blocks: std::mem::take(&mut outgoing.blocks),
+                held: held.clone(),
+            },
             keys: records.keys().cloned().collect(),
             since: Instant::now(),
             _room: room,
         };
         if let Some(change) = self.queue.add(id, change) {
-            (outgoing.mutations, outgoing.blocks) = (change.mutations, change.blocks);
+            (outgoing.mutations, outgoing.blocks) = (change.queued.mutations, change.queued.blocks);
             return Err(Error::session_ended(format!("session {id}")));
         }
         self.cache.change(number, &records);

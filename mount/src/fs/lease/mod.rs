@@ -5,8 +5,10 @@
 //! | file | what |
 //! | --- | --- |
 //! | `apply.rs` | changes by the rules, here |
+//! | `log.rs` | what is to be sent, in a file |
 //! | `pending.rs` | what was changed and is not committed yet |
 //! | `queue.rs` | what is to be sent, and who waits for it |
+//! | `replay.rs` | sends what a mount has left behind that was killed |
 //! | `sender.rs` | sends it |
 //! | `tenure.rs` | how the lease is taken and returned |
 //!
@@ -18,8 +20,10 @@
 //! - The lease is struck off before what was done is sent to the end, and returned after that.
 
 mod apply;
+pub(super) mod log;
 pub(super) mod pending;
 mod queue;
+pub(super) mod replay;
 mod sender;
 mod tenure;
 

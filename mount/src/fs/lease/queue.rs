@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tandemfs::api::fs::{BATCH_INLINE_MAX, BATCH_MUTATIONS_MAX, Batch, InlineBlock};
-use tandemfs::id::{BlockId, Ino, SessionId};
+use tandemfs::id::{BlockId, SessionId};
 use tandemfs::tree::{Key, Mutation};
 use tandemfs::{Error, Result};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
+
+use super::log::{Log, Queued};
 
 /// Bytes of changes that may wait to be sent; who wants to make more waits.
 const ROOM: usize = 8 << 20;
@@ -53,30 +55,28 @@ struct Inner {
     /// The number of the last change that somebody waits for.
     urgent: u64,
     blocks: HashMap<BlockId, (Bytes, usize)>,
+    log: Option<Log>,
     closed: bool,
 }
 
 /// A change that was made here.
 pub(super) struct Change {
-    pub(super) number: u64,
-    pub(super) mutations: Vec<Mutation>,
-    pub(super) blocks: Vec<InlineBlock>,
-    /// Inodes that it may leave without links and that are open here.
-    pub(super) held: Vec<Ino>,
+    pub(super) queued: Queued,
     /// The records that it has changed.
     pub(super) keys: Vec<Key>,
     pub(super) since: Instant,
     pub(super) _room: OwnedSemaphorePermit,
 }
 
-impl Change {
+impl Queued {
     fn bytes(&self) -> usize {
         self.blocks.iter().map(|block| block.data.len()).sum()
     }
 }
 
 impl Queue {
-    pub(in crate::fs) fn new(session: SessionId) -> Arc<Self> {
+    /// What is in it survives the process if there is a log.
+    pub(in crate::fs) fn new(session: SessionId, log: Option<Log>) -> Arc<Self> {
         let inner = Inner {
             session,
             waiting: VecDeque::new(),
@@ -85,6 +85,7 @@ impl Queue {
             number: 0,
             urgent: 0,
             blocks: HashMap::new(),
+            log,
             closed: false,
         };
         Arc::new(Self {
@@ -100,9 +101,25 @@ impl Queue {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes of a session begin.
-    pub(super) fn begin(&self, session: SessionId) {
-        self.inner().session = session;
+    /// Changes of a session begin, whose last batch had a sequence number.
+    pub(super) fn begin(&self, session: SessionId, sequence: u64) {
+        let mut inner = self.inner();
+        inner.session = session;
+        if let Some(log) = &mut inner.log {
+            log.begin(session, sequence);
+        }
+    }
+
+    /// Whether what was done survives the process.
+    pub(super) fn is_logged(&self) -> bool {
+        self.inner().log.as_ref().is_none_or(Log::is_whole)
+    }
+
+    /// All that was taken up to a change is about to be sent as one batch.
+    pub(super) fn sending(&self, sequence: u64, last: u64) {
+        if let Some(log) = &mut self.inner().log {
+            log.sent(sequence, last);
+        }
     }
 
     /// Waits until there is room for a change.
@@ -136,10 +153,14 @@ impl Queue {
         if inner.session != session || inner.closed {
             return Some(change);
         }
-        inner.number = change.number;
-        inner.mutations += change.mutations.len();
-        inner.bytes += change.bytes();
-        for block in &change.blocks {
+        let queued = &change.queued;
+        if let Some(log) = &mut inner.log {
+            log.change(queued);
+        }
+        inner.number = queued.number;
+        inner.mutations += queued.mutations.len();
+        inner.bytes += queued.bytes();
+        for block in &queued.blocks {
             let data = || (Bytes::from(block.data.clone()), 0);
             inner.blocks.entry(block.id).or_insert_with(data).1 += 1;
         }
@@ -233,11 +254,12 @@ impl Queue {
     /// Changes are committed, or lost; whoever waits for them goes on.
     pub(super) fn done(&self, changes: &[Change], lost: bool) {
         let mut inner = self.inner();
-        for block in changes.iter().flat_map(|change| &change.blocks) {
+        for block in changes.iter().flat_map(|change| &change.queued.blocks) {
             inner.let_go(&block.id);
         }
+        let Some(last) = changes.last().map(|change| change.queued.number) else { return };
+        inner.log_done(last);
         drop(inner);
-        let Some(last) = changes.last().map(|change| change.number) else { return };
         self.progress.send_modify(|progress| {
             progress.done = progress.done.max(last);
             if lost {
@@ -257,10 +279,17 @@ impl Queue {
         lost
     }
 
-    /// No more will come.
-    pub(in crate::fs) fn close(&self) {
-        self.inner().closed = true;
+    /// No more will come. Answers whether all is committed; if not, what waits is for the next mount.
+    pub(in crate::fs) fn close(&self) -> bool {
+        let mut inner = self.inner();
+        inner.closed = true;
+        let is_done = self.progress.borrow().done == inner.number;
+        if is_done && let Some(log) = inner.log.take() {
+            log.remove();
+        }
+        drop(inner);
         self.more.notify_one();
+        is_done
     }
 }
 
@@ -268,7 +297,7 @@ impl Inner {
     /// Whether what waits is to be sent now.
     fn is_due(&self) -> bool {
         self.waiting.front().is_some_and(|first| {
-            first.number <= self.urgent
+            first.queued.number <= self.urgent
                 || self.closed
                 || self.mutations >= MANY
                 || self.bytes >= MUCH
@@ -278,24 +307,21 @@ impl Inner {
 
     /// What fits into one batch, from the first on.
     fn take(&mut self) -> (SessionId, Batch, Vec<Change>) {
-        let mut batch = empty_batch();
-        let mut changes: Vec<Change> = Vec::new();
-        let mut bytes = 0;
-        while let Some(first) = self.waiting.front() {
-            let is_too_much = batch.mutations.len() + first.mutations.len() > BATCH_MUTATIONS_MAX
-                || batch.held.len() + first.held.len() > BATCH_MUTATIONS_MAX
-                || bytes + first.bytes() > BATCH_INLINE_MAX;
-            if is_too_much && !changes.is_empty() {
-                break;
-            }
-            let Some(first) = self.waiting.pop_front() else { break };
-            bytes += first.bytes();
-            self.mutations -= first.mutations.len();
-            add_to(&mut batch, &first);
-            changes.push(first);
+        let (batch, count) = batch_of(self.waiting.iter().map(|change| &change.queued));
+        let changes: Vec<Change> = self.waiting.drain(..count).collect();
+        for Change { queued, .. } in &changes {
+            self.bytes -= queued.bytes();
+            self.mutations -= queued.mutations.len();
         }
-        self.bytes -= bytes;
         (self.session, batch, changes)
+    }
+
+    fn log_done(&mut self, last: u64) {
+        let Some(log) = &mut self.log else { return };
+        // Where some were taken and are not done, all that is to be kept is not known here.
+        let next = self.waiting.front().map_or(self.number + 1, |change| change.queued.number);
+        let waiting = (next == last + 1).then(|| self.waiting.iter().map(|change| &change.queued));
+        log.done(last, waiting);
     }
 
     fn let_go(&mut self, id: &BlockId) {
@@ -306,6 +332,13 @@ impl Inner {
             }
         }
     }
+}
+
+/// Whether a change fits into a batch beside what is in it, with so many bytes of data.
+fn has_room(batch: &Batch, bytes: usize, next: &Queued) -> bool {
+    batch.mutations.len() + next.mutations.len() <= BATCH_MUTATIONS_MAX
+        && batch.held.len() + next.held.len() <= BATCH_MUTATIONS_MAX
+        && bytes + next.bytes() <= BATCH_INLINE_MAX
 }
 
 fn empty_batch() -> Batch {
@@ -319,7 +352,7 @@ fn empty_batch() -> Batch {
     }
 }
 
-fn add_to(batch: &mut Batch, change: &Change) {
+fn add_to(batch: &mut Batch, change: &Queued) {
     batch.mutations.extend(change.mutations.iter().cloned());
     batch
         .held
@@ -327,9 +360,16 @@ fn add_to(batch: &mut Batch, change: &Change) {
     batch.blocks.extend(change.blocks.iter().cloned());
 }
 
-/// A batch of one change.
-pub(super) fn batch_of(change: &Change) -> Batch {
-    let mut batch = empty_batch();
-    add_to(&mut batch, change);
-    batch
+/// A batch of as many changes as fit, at least one; and how many.
+pub(super) fn batch_of<'a>(changes: impl IntoIterator<Item = &'a Queued>) -> (Batch, usize) {
+    let (mut batch, mut bytes, mut count) = (empty_batch(), 0, 0);
+    for change in changes {
+        if count > 0 && !has_room(&batch, bytes, change) {
+            break;
+        }
+        bytes += change.bytes();
+        add_to(&mut batch, change);
+        count += 1;
+    }
+    (batch, count)
 }

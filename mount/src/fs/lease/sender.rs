@@ -10,6 +10,7 @@ use tandemfs::{Error, ErrorKind, Result};
 use tokio::time::Instant;
 
 use super::queue::{Change, batch_of};
+use super::replay::Lost;
 use crate::fs::check;
 use crate::fs::requests::Tries;
 use crate::fs::session::Session;
@@ -30,7 +31,8 @@ impl Session {
     }
 
     async fn send_changes(&self, id: SessionId, batch: Batch, changes: Vec<Change>) {
-        match self.deliver(id, batch).await {
+        let Some(last) = changes.last().map(|change| change.queued.number) else { return };
+        match self.deliver(id, batch, last).await {
             Ok(reply) => self.were_committed(changes, reply.version),
             Err(error) if error.kind() == ErrorKind::SessionEnded => self.were_lost(changes, &error),
             Err(_) => self.send_one_by_one(id, changes).await,
@@ -43,7 +45,8 @@ impl Session {
             let _order = self.queue.order.lock().await;
             while !changes.is_empty() {
                 for change in changes {
-                    match self.deliver(id, batch_of(&change)).await {
+                    let (batch, _) = batch_of([&change.queued]);
+                    match self.deliver(id, batch, change.queued.number).await {
                         Ok(reply) => self.were_committed(vec![change], reply.version),
                         Err(error) => self.were_lost(vec![change], &error),
                     }
@@ -56,11 +59,11 @@ impl Session {
         self.forget_in_kernel().await;
     }
 
-    /// Sends a batch until it is answered.
+    /// Sends a batch, all that was taken up to a change, until it is answered.
     ///
     /// # Errors
     /// `SessionEnded`; a refusal.
-    async fn deliver(&self, id: SessionId, mut batch: Batch) -> Result<BatchReply> {
+    async fn deliver(&self, id: SessionId, mut batch: Batch, last: u64) -> Result<BatchReply> {
         let over = || Error::session_ended(format!("session {id}"));
         let begun = Instant::now();
         let mut tries = Tries::begin();
@@ -77,6 +80,7 @@ impl Session {
             return Err(over());
         }
         batch.sequence = slot.sequence;
+        self.queue.sending(slot.sequence, last);
         loop {
             if self.id() != id {
                 return Err(over());
@@ -108,7 +112,7 @@ impl Session {
     }
 
     fn were_committed(&self, changes: Vec<Change>, version: u64) {
-        let Some(last) = changes.last().map(|change| change.number) else { return };
+        let Some(last) = changes.last().map(|change| change.queued.number) else { return };
         let keys: Vec<Key> = changes.iter().flat_map(|change| change.keys.iter().cloned()).collect();
         self.cache.committed(last, version, keys);
         self.queue.done(&changes, false);
@@ -119,16 +123,18 @@ impl Session {
         if changes.is_empty() {
             return;
         }
-        log::error!("{} changes that nobody had waited for are lost: {why}", changes.len());
+        log::error!("{} changes could not be sent: {why}", changes.len());
         let error = Error::stale("what was done was lost with the session");
         if let Some(data) = self.writer.get().and_then(Weak::upgrade) {
-            for ino in changes.iter().flat_map(|change| &change.mutations).filter_map(file_of) {
+            for ino in changes.iter().flat_map(|change| &change.queued.mutations).filter_map(file_of) {
                 if let Some(file) = data.get(ino) {
                     file.lock().fail(&error);
                 }
             }
         }
         self.queue.done(&changes, true);
+        let changes = changes.into_iter().map(|change| change.queued).collect();
+        self.lost.send_modify(|lost| lost.push(Lost { changes, log: None }));
     }
 
     /// There is another session: what was not sent in the one before is lost.

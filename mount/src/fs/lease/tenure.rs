@@ -130,7 +130,8 @@ impl Session {
         self.caught_up().await;
         match taken {
             Ok((id, reply)) if reply.done => {
-                self.queue.begin(id);
+                let sequence = self.state().sequence;
+                self.queue.begin(id, sequence);
                 self.lease.answered(Some((id, reply.run)));
                 AFTER_RETURN
             }

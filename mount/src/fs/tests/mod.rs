@@ -13,6 +13,7 @@ mod model;
 mod names;
 mod orphans;
 mod outages;
+mod replay;
 
 use std::sync::Arc;
 use std::time::Duration;
