@@ -36,7 +36,7 @@ usage: tandem-mount URL DIRECTORY [-o option,option=…] [-f] [-v]
        relatime, strictatime, noatime, nodiratime
                              when reading changes atime (mount(8)): relatime if not given, the last one counts
        ro, sync, noexec, allow_other; suid and dev for root with allow_other
-       lease                 while nobody else uses the volume, answer changes before they are sent
+       nolease               send each change before it is answered, also while nobody else uses the volume
        remount               change ro, sync and noexec of what is mounted there
 
 Without credentials= they come from TANDEM_TOKEN, or TANDEM_USER with TANDEM_PASSWORD (each also as …_FILE), or from
@@ -81,7 +81,7 @@ const IGNORED: &[&str] = &[
     "max_read",
 ];
 /// What we know.
-const KNOWN: &str = "volume=, subdir=, credentials=, ca=, cache_dir=, memory=, offline_timeout=, log=, root_squash, all_squash, no_root_squash, anonuid=, anongid=, map_uid=, map_gid=, relatime, strictatime, noatime, nodiratime, ro, sync, lease, noexec, allow_other, suid, dev, remount";
+const KNOWN: &str = "volume=, subdir=, credentials=, ca=, cache_dir=, memory=, offline_timeout=, log=, root_squash, all_squash, no_root_squash, anonuid=, anongid=, map_uid=, map_gid=, relatime, strictatime, noatime, nodiratime, ro, sync, lease, nolease, noexec, allow_other, suid, dev, remount";
 
 /// A command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -156,7 +156,7 @@ impl Default for MountOptions {
             log: None,
             read_only: false,
             sync: false,
-            lease: false,
+            lease: true,
             no_exec: false,
             allow_other: false,
             suid: false,
@@ -273,6 +273,7 @@ fn parse_option(text: &str, options: &mut MountOptions) -> Result<bool> {
         ("rw", None) => options.read_only = false,
         ("sync", None) => options.sync = true,
         ("lease", None) => options.lease = true,
+        ("nolease", None) => options.lease = false,
         ("noexec", None) => options.no_exec = true,
         ("allow_other", None) => options.allow_other = true,
         ("suid", None) => options.suid = true,

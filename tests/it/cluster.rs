@@ -196,7 +196,9 @@ impl Cluster {
         std::fs::create_dir_all(&cache).expect("the cache directory");
         let mut command = Command::new(program("tandem-mount"));
         command.arg(url).arg(path);
-        if !options.is_empty() {
+        // For running everything in another mode than the default one.
+        let more = std::env::var("MOUNT_OPTIONS").unwrap_or_default();
+        for options in [options, &more].into_iter().filter(|options| !options.is_empty()) {
             command.args(["-o", options]);
         }
         command
@@ -338,6 +340,11 @@ pub struct Mount {
 }
 
 impl Mount {
+    /// What `tandem-mount` has mounted there.
+    pub fn at(path: PathBuf) -> Self {
+        Self { path }
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }

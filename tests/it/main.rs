@@ -25,6 +25,7 @@ mod logins;
 mod metrics;
 mod million_files;
 mod mount_command;
+mod mount_kills;
 mod names;
 mod posix;
 mod power;

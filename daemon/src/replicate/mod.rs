@@ -215,6 +215,18 @@ impl Replicator {
         })
     }
 
+    /// Whether so many bytes can be stored on as many healthy nodes as a block needs, or on all where there are fewer.
+    pub async fn has_room(&self, bytes: u64) -> bool {
+        let asked = self.nodes.all().filter(|node| node.is_healthy()).map(async |node| {
+            let room = tokio::time::timeout(ROOM_TIMEOUT, self.nodes.room(node)).await;
+            // Who does not know has room.
+            matches!(room, Ok(Ok(room)) if room.is_none_or(|room| room.free_bytes >= bytes))
+        });
+        let answers = futures::future::join_all(asked).await;
+        let with_room = answers.iter().filter(|has_room| **has_room).count();
+        with_room > 0 && with_room >= self.replicas.min(answers.len())
+    }
+
     /// Makes a node fail: it is treated as if it were gone until it is repaired.
     ///
     /// # Errors

@@ -291,8 +291,22 @@ impl Audience {
     /// Whether a session may be silent for longer than its lease: it has the volume to itself, and nobody waits for it. Whoever comes ends it.
     pub(super) fn waits_for_return(&self, session: &Session) -> bool {
         let volume = self.inner().sessions.get(&session.id).copied();
-        volume.is_some_and(|volume| self.delegations(volume).has_volume(session.id))
+        volume.is_some_and(|volume| self.delegations(volume).volume() == Some(session.id))
             && session.deadline() + COURTESY > Instant::now()
+    }
+
+    /// Whether any session has a volume to itself.
+    pub(super) fn has_volumes_delegated(&self) -> bool {
+        self.all_delegations().iter().any(|delegations| delegations.volume().is_some())
+    }
+
+    /// Tells all sessions to return the volumes that they have to themselves, and does not wait for them.
+    pub(super) fn recall_volumes(&self) {
+        for delegations in self.all_delegations() {
+            if let Some(session) = delegations.volume().and_then(|session| self.get(session)) {
+                session.recall(&Delegated { files: Vec::new(), volume: true });
+            }
+        }
     }
 
     /// Waits until a session has ended.

@@ -165,9 +165,9 @@ impl Delegations {
             || of.files.iter().any(|ino| inner.files.get(ino) == Some(&session))
     }
 
-    /// Whether a session has the volume to itself.
-    pub(super) fn has_volume(&self, session: SessionId) -> bool {
-        self.inner().volume == Some(session)
+    /// The session that has the volume to itself.
+    pub(super) fn volume(&self) -> Option<SessionId> {
+        self.inner().volume
     }
 
     /// Whether a file is delegated to a session by itself.

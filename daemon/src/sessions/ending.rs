@@ -98,6 +98,9 @@ pub(super) async fn watch_over(sessions: Weak<Sessions>, lease: Duration) {
                 Err(error) => log::warn!("looking for orphans of the run before: {error}"),
             }
         }
+        if strong.audience.has_volumes_delegated() && !strong.volumes.has_room_for_queues().await {
+            strong.audience.recall_volumes();
+        }
         let audience = Arc::clone(&strong.audience);
         drop(strong);
         tokio::select! {

@@ -47,11 +47,14 @@ impl Volume {
         Err(busy())
     }
 
-    /// Delegates the whole volume to a session. `false`: there are others who use it.
+    /// Delegates the whole volume to a session. `false`: there are others who use it, or there is hardly any room left.
     ///
     /// # Errors
     /// `SessionEnded`; `Unavailable`.
     pub(crate) async fn delegate_all(&self, to: SessionId) -> Result<bool> {
+        if !self.shared.has_room_for_queues().await {
+            return Ok(false);
+        }
         let state = self.lock_live().await?;
         let audience = &self.shared.audience;
         let delegations = audience.delegations(self.id);

@@ -75,6 +75,11 @@ pub struct Volumes {
 }
 
 impl Volumes {
+    /// Whether what sessions answer before it is sent will find room.
+    pub(crate) async fn has_room_for_queues(&self) -> bool {
+        self.shared.has_room_for_queues().await
+    }
+
     /// Takes up the volumes of a daemon, and what was left to do in the background.
     ///
     /// # Errors

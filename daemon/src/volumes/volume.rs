@@ -18,6 +18,9 @@ use crate::replicate::Replicator;
 use crate::sessions::audience::Audience;
 use crate::watch;
 
+/// So many bytes must be free on the nodes for a session to have a volume to itself.
+const QUEUES_ROOM: u64 = 64 << 20;
+
 /// What all volumes share.
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -32,6 +35,11 @@ impl Shared {
     /// Milliseconds since 1970, as records of blocks keep them.
     pub(super) fn now_ms(&self) -> u64 {
         u64::try_from(self.clock.now().as_millis()).unwrap_or(0)
+    }
+
+    /// Whether what sessions answer before it is sent will find room.
+    pub(super) async fn has_room_for_queues(&self) -> bool {
+        self.replicator.has_room(QUEUES_ROOM).await
     }
 
     /// The time for a mutation.

@@ -292,7 +292,9 @@ impl Session {
         };
         self.notify();
         let is_done = self.queue.close();
-        if is_done && !ended && let Ok(Err(error)) = timeout(Duration::from_secs(5), self.remote.close_session(id)).await
+        if is_done
+            && !ended
+            && let Ok(Err(error)) = timeout(Duration::from_secs(5), self.remote.close_session(id)).await
         {
             log::warn!("closing the session: {error}");
         }

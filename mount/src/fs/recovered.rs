@@ -56,7 +56,9 @@ impl Fs {
             for lost in all {
                 match fs.offer(&lost.changes).await {
                     Ok(name) => {
-                        log::warn!("the volume has moved on: what was written and could not be sent is in {name}");
+                        log::warn!(
+                            "the volume has moved on: what was written and could not be sent is in {name}"
+                        );
                         lost.log.into_iter().for_each(Orphaned::remove);
                     }
                     Err(error) => log::error!("what could not be sent cannot be offered: {error}"),
@@ -101,9 +103,9 @@ impl Fs {
                 ("removed", *parent, Some(name))
             }
             Mutation::Rename { parent, name, .. } => ("renamed", *parent, Some(name)),
-            Mutation::Write { ino, .. } | Mutation::CloneRange { ino, .. } | Mutation::PunchHole { ino, .. } => {
-                ("written", *ino, None)
-            }
+            Mutation::Write { ino, .. }
+            | Mutation::CloneRange { ino, .. }
+            | Mutation::PunchHole { ino, .. } => ("written", *ino, None),
             Mutation::SetAttributes { ino, .. } => ("attributes changed", *ino, None),
             Mutation::SetXattr { ino, .. } | Mutation::RemoveXattr { ino, .. } => {
                 ("extended attributes changed", *ino, None)
@@ -129,7 +131,9 @@ impl Fs {
             let told = story.names.get(&at).cloned();
             let found = match told {
                 Some(told) => Some(told),
-                None => self.getattr(at).await.ok().and_then(|stat| Some((stat.inode.parent, stat.inode.name?))),
+                None => {
+                    self.getattr(at).await.ok().and_then(|stat| Some((stat.inode.parent, stat.inode.name?)))
+                }
             };
             let Some((parent, name)) = found else {
                 path.extend(Name::new(format!("inode {at}")));
@@ -215,7 +219,10 @@ impl Fs {
         let end = u64::from(extent.block_offset) + extent.length;
         if let Some(block) = story.blocks.get(&extent.block) {
             let range = extent.block_offset as usize..usize::try_from(end).unwrap_or(usize::MAX);
-            return block.get(range).map(Bytes::copy_from_slice).ok_or_else(|| Error::corrupt("a short block"));
+            return block
+                .get(range)
+                .map(Bytes::copy_from_slice)
+                .ok_or_else(|| Error::corrupt("a short block"));
         }
         let end = u32::try_from(end).map_err(|_| Error::corrupt("a long block"))?;
         let range = Some(extent.block_offset..end);

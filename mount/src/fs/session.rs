@@ -13,6 +13,7 @@ use tandemfs::{Error, ErrorKind, Result};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::Options;
 use super::batches::Numbers;
 use super::cache::Cache;
 use super::delegations::{Delegations, Writer};
@@ -24,7 +25,6 @@ use super::lease::replay::{Lost, replay};
 use super::lease::{Lease, Queue};
 use super::locks::Locks;
 use super::opens::Opens;
-use super::Options;
 use super::remote::Remote;
 use super::suspended::Suspended;
 
@@ -103,11 +103,7 @@ impl Session {
     ///
     /// # Errors
     /// Those of the daemon; it is not asked again here, so that a wrong address is known at once.
-    pub async fn open(
-        remote: Arc<dyn Remote>,
-        options: &Options,
-        cache_bytes: usize,
-    ) -> Result<Arc<Self>> {
+    pub async fn open(remote: Arc<dyn Remote>, options: &Options, cache_bytes: usize) -> Result<Arc<Self>> {
         let open = OpenSession {
             volume: options.volume.clone(),
             read_only: options.read_only,
@@ -120,11 +116,13 @@ impl Session {
         let (mut grant, mut lost, mut log, mut lease_is_wanted) = (grant, Vec::new(), None, options.lease);
         if let Some(directory) = options.cache_directory.as_ref().filter(|_| !grant.read_only) {
             (grant, lost) = replay(&remote, &open, directory, grant).await?;
-            log = lease_is_wanted.then(|| Log::create(directory, &grant.key)).transpose().unwrap_or_else(|error| {
-                log::warn!("changes wait for the daemon: {}: {error}", directory.display());
-                lease_is_wanted = false;
-                None
-            });
+            log = lease_is_wanted.then(|| Log::create(directory, &grant.key)).transpose().unwrap_or_else(
+                |error| {
+                    log::warn!("changes wait for the daemon: {}: {error}", directory.display());
+                    lease_is_wanted = false;
+                    None
+                },
+            );
         }
         let lease_until = sent + lease(&grant);
         let carried_out = watch::Sender::new((grant.session, 0));

@@ -12,8 +12,8 @@ use tandemfs::{Error, ErrorKind, Result};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use super::pending::owned;
 use super::log::Queued;
+use super::pending::owned;
 use super::queue::Change;
 use crate::fs::batches::Outgoing;
 use crate::fs::cache::Known;

@@ -153,7 +153,8 @@ impl Log {
     /// Puts a new file in its place that holds what waits only.
     fn rewrite<'a>(&mut self, waiting: impl Iterator<Item = &'a Queued>) -> io::Result<()> {
         let path = self.path.with_extension("new");
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&path)?;
         lock(&file, &path)?;
         let (key, session, sequence) = (self.key.clone(), self.session, self.sequence);
         let mut new = Self { file, path, key, length: 0, session, sequence, is_broken: false };
@@ -179,7 +180,10 @@ impl Log {
         match written {
             Ok(length) => self.length += length,
             Err(error) => {
-                log::warn!("{} cannot be written, so changes wait for the daemon: {error}", self.path.display());
+                log::warn!(
+                    "{} cannot be written, so changes wait for the daemon: {error}",
+                    self.path.display()
+                );
                 // What is in it already must not be taken for all there was.
                 self.clear();
                 self.is_broken = true;

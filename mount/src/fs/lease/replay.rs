@@ -75,7 +75,8 @@ async fn send(remote: &dyn Remote, left: Left) -> Result<Vec<Queued>> {
     let mut lost = Vec::new();
     // What was sent is sent again as it was.
     let mut is_again = sent.is_some();
-    let mut most = sent.map_or(usize::MAX, |last| changes.iter().filter(|change| change.number <= last).count());
+    let mut most =
+        sent.map_or(usize::MAX, |last| changes.iter().filter(|change| change.number <= last).count());
     while !changes.is_empty() {
         let (mut batch, taken) = batch_of(changes.iter().take(most));
         if !std::mem::take(&mut is_again) {

@@ -26,7 +26,12 @@ async fn leased(daemon: &Arc<Daemon>, cache: &TempDir) -> Arc<Fs> {
 
 /// What a process does that is killed at the end: all that it was doing ends.
 fn process<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap().block_on(work)
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .unwrap()
+        .block_on(work)
 }
 
 fn logs(cache: &Path) -> usize {
@@ -75,7 +80,10 @@ fn what_a_killed_mount_had_answered_is_sent_by_the_next() {
         work(&fs, 20, 30).await;
     });
     daemon.hold_batches.store(false, Ordering::SeqCst);
-    assert!(daemon.keys().iter().filter(|key| matches!(key, Key::Entry(..))).count() < 20, "nothing was left");
+    assert!(
+        daemon.keys().iter().filter(|key| matches!(key, Key::Entry(..))).count() < 20,
+        "nothing was left"
+    );
     process(async {
         let fs = leased(&daemon, &cache).await;
         check(&fs, 30).await;
