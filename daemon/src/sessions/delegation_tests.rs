@@ -4,12 +4,13 @@ use std::pin::pin;
 use std::time::Duration;
 
 use tandemfs::api::fs::{Batch, DelegationRequest, Event, Read, ResumeSession};
-use tandemfs::id::{Ino, SessionId};
+use tandemfs::block::Draft;
+use tandemfs::id::{BlockId, Ino, SessionId};
 use tandemfs::tree::{Key, Want};
 use tandemfs::{ErrorKind, Result};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
-use super::audience::RETURN_PATIENCE;
+use super::audience::{COURTESY, RETURN_PATIENCE};
 use super::delegations::Delegated;
 use super::tests::{ack, alive, drop_all, events, news};
 use crate::volumes::tests::world::{World, create};
@@ -246,4 +247,50 @@ async fn after_a_restart_nobody_is_shown_anything_before_all_have_said_what_they
     assert!(timeout(SOON, &mut seen).await.is_err(), "the other has all of it");
     world.sessions.delegation(&world.caller, one, &DelegationRequest::ReturnVolume).await.unwrap();
     timeout(SOON, seen).await.expect("it is returned").unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_session_that_has_the_volume_is_kept_until_somebody_comes() {
+    let world = World::new().await;
+    let one = world.session().await.session;
+    let first = world.sessions.inodes(&world.caller, one).await.unwrap().first;
+    assert!(take_all(&world, one).await);
+    world.batch(one, 1, vec![create("f", first.0)]).await.unwrap();
+    sleep(Duration::from_secs(3600)).await;
+    // Another session alone changes nothing.
+    let two = world.session().await.session;
+    let resume = ResumeSession { held: Vec::new(), delegations: Vec::new(), volume: true };
+    world.sessions.resume(&world.caller, one, &resume).await.unwrap();
+    world.batch(one, 1, vec![create("f", first.0)]).await.unwrap();
+    world.batch(one, 2, vec![create("g", first.0 + 1)]).await.unwrap();
+    sleep(Duration::from_secs(20)).await;
+    let two = if world.sessions.last_event(two).is_some() { two } else { world.session().await.session };
+    timeout(SOON, look(&world, two, first)).await.expect("nobody waits for who is not there").unwrap();
+    let resumed = world.sessions.resume(&world.caller, one, &resume).await;
+    assert_eq!(resumed.unwrap_err().kind(), ErrorKind::SessionEnded);
+    // Others are fenced as ever, and so is this one in the end.
+    let three = world.session().await.session;
+    sleep(Duration::from_secs(20)).await;
+    assert!(world.sessions.last_event(three).is_none());
+    let four = world.session().await.session;
+    assert!(take_all(&world, four).await);
+    sleep(COURTESY + Duration::from_secs(20)).await;
+    assert!(world.sessions.last_event(four).is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_room_nobody_has_the_volume() {
+    let world = World::with_nodes_of(100 << 20).await;
+    let one = world.session().await.session;
+    assert!(take_all(&world, one).await);
+    let mut heard = events(&world, one).await;
+    for number in 0..16_u8 {
+        let block = vec![number; 4 << 20];
+        let id = BlockId::of(world.volume().await.key(), &block);
+        let draft = Draft::of(&block).unwrap();
+        world.sessions.put_block(&world.caller, one, id, draft).await.unwrap();
+    }
+    let Event::Recall { volume: true, .. } = news(&mut heard).await else { panic!() };
+    world.sessions.delegation(&world.caller, one, &DelegationRequest::ReturnVolume).await.unwrap();
+    assert!(!take_all(&world, one).await);
 }

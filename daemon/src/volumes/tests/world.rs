@@ -40,8 +40,21 @@ impl World {
     }
 
     pub(crate) async fn with(settings: Settings, quota_bytes: Option<u64>) -> Self {
-        let nodes =
-            (0..3).map(|_| Arc::new(blocks::memory::MemoryStore::new()) as Arc<dyn BlockStore>).collect();
+        Self::over(settings, quota_bytes, blocks::memory::MemoryStore::new).await
+    }
+
+    /// With nodes that have so many bytes each.
+    pub(crate) async fn with_nodes_of(bytes: u64) -> Self {
+        let settings = Settings { lease_ms: 3_000, grace_s: 60, ..Settings::default() };
+        Self::over(settings, None, || blocks::memory::MemoryStore::with_capacity(bytes)).await
+    }
+
+    async fn over(
+        settings: Settings,
+        quota_bytes: Option<u64>,
+        node: impl Fn() -> blocks::memory::MemoryStore,
+    ) -> Self {
+        let nodes = (0..3).map(|_| Arc::new(node()) as Arc<dyn BlockStore>).collect();
         let store = MemoryStore::new();
         let caller =
             Caller { user: UserId(1), username: "ann".to_owned(), role: Role::User, home: VolumeId(0) };
