@@ -41,7 +41,7 @@ class Flame:
 
     def _draw(self, name, title):
         with open(name + ".svg", "wb") as f:
-            script = subprocess.Popen(["perf", "script", "--input", name + ".perf"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            script = subprocess.Popen(["perf", "script", "--no-inline", "--input", name + ".perf"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
             stacks = subprocess.Popen(["inferno-collapse-perf"], stdin=script.stdout, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
             graph = subprocess.run(["inferno-flamegraph", "--title", title], stdin=stacks.stdout, stdout=f, stderr=subprocess.DEVNULL)
         script.wait()
