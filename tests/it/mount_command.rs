@@ -50,6 +50,8 @@ impl Namespace {
             r#"
             export T={} U={}
             trap 'grep -F " $T/m " /proc/mounts > /dev/null && umount -l $T/m' EXIT
+            # Copies of other tests' mounts would keep those from ending when they are unmounted.
+            awk '$3 == "fuse.tandemfs" {{ print $2 }}' /proc/mounts | while read -r other; do umount -l "$other"; done
             sbin=$(readlink -f /sbin)
             mount -t overlay -o lowerdir=$T/sbin:$sbin overlay $sbin
             mount --bind $T/fstab /etc/fstab
