@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::{Chunk, Extent};
+use crate::id::BlockId;
 
 /// A piece of a chunk as a reader finds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +56,25 @@ pub fn extents_in(chunk: &Chunk, from: u32, to: u32) -> impl Iterator<Item = Pie
         at += piece.length();
         Some(piece)
     })
+}
+
+/// How many of a chunk's extents begin where another ends: so many fewer there are when it is joined.
+pub fn seams(chunk: &Chunk) -> usize {
+    chunk.0.windows(2).filter(|pair| pair[0].end() == pair[1].start).count()
+}
+
+/// The extents of a chunk whose data lie in one block, in their order and without the holes.
+pub(super) fn joined(extents: &[Extent], block: BlockId) -> Vec<Extent> {
+    let mut joined: Vec<Extent> = Vec::new();
+    let mut offset = 0;
+    for Extent { start, length, .. } in extents {
+        match joined.last_mut() {
+            Some(previous) if previous.end() == *start => previous.length += length,
+            _ => joined.push(Extent { start: *start, length: *length, block, offset }),
+        }
+        offset += length;
+    }
+    joined
 }
 
 /// What a change did to a chunk's extents.
@@ -145,7 +165,7 @@ fn goes_on(extent: &Extent, next: &Extent) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Piece, extents_in, overlay, punch, truncate};
+    use super::{Piece, extents_in, joined, overlay, punch, seams, truncate};
     use crate::id::BlockId;
     use crate::tree::{Chunk, Extent};
     use proptest::collection::vec;
@@ -216,6 +236,21 @@ mod tests {
         assert_eq!(pieces, [Piece::Data(extent(24, 1, 2, 11)), Piece::Hole { start: 25, length: 5 }]);
         assert_eq!(extents_in(&chunk, 9, 9).count(), 0);
         assert_eq!(extents_in(&Chunk::default(), 0, 8).count(), 1);
+    }
+
+    #[test]
+    fn joining_keeps_holes_and_closes_seams() {
+        let chunk = Chunk(vec![
+            extent(5, 10, 1, 3),
+            extent(15, 5, 2, 0),
+            extent(30, 1, 1, 0),
+            extent(31, 1, 3, 0),
+            extent(32, 1, 1, 0),
+        ]);
+        assert_eq!(seams(&chunk), 3);
+        let chunk = Chunk(joined(&chunk.0, BlockId([9; 32])));
+        assert_eq!(chunk.0, [extent(5, 15, 9, 0), extent(30, 3, 9, 15)]);
+        assert_eq!(seams(&chunk), 0);
     }
 
     /// What a byte of a chunk is: `None` in a hole, else block and offset.

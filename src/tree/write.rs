@@ -10,7 +10,7 @@ use super::{
     WrittenExtent, mode, quota,
 };
 use crate::clock::Time;
-use crate::id::Ino;
+use crate::id::{BlockId, Ino};
 use crate::{Error, Result};
 
 /// Whose content changes, and what comes with it.
@@ -114,6 +114,28 @@ pub(super) fn punch_hole(
     } else {
         changing.finish_unchanged(set, inode)
     }
+    Ok(())
+}
+
+/// Names one block instead of many in a chunk. Nothing else of the file changes.
+///
+/// # Errors
+/// `Stale` when the chunk has other extents by now.
+pub(super) fn join(
+    set: &mut WorkingSet,
+    (ino, number): (Ino, u64),
+    before: &[Extent],
+    block: BlockId,
+) -> Outcome<()> {
+    if before.is_empty() || set.chunk(ino, number)?.0 != before {
+        return Err(Error::stale(format!("part {number} of inode {ino}")).into());
+    }
+    let after = extents::joined(before, block);
+    for extent in before {
+        set.refer(extent.block, -1);
+    }
+    set.refer(block, after.len() as i64);
+    set.put_chunk(ino, number, Chunk(after));
     Ok(())
 }
 

@@ -445,6 +445,7 @@ impl Volume {
                 | Mutation::SetDigest { ino, .. }
                 | Mutation::Accessed { ino, .. } => drop(wanted.insert(Key::Inode(*ino))),
                 Mutation::Reap { ino, .. } => wanted.extend([Key::Inode(*ino), Key::Orphan(*ino)]),
+                Mutation::Join { ino, number, .. } => drop(wanted.insert(Key::Chunk(*ino, *number))),
             }
         }
         wanted.retain(|key| set.get(key).is_err());
@@ -477,7 +478,8 @@ fn told(mutations: &[Mutation], records: &BTreeMap<Key, Option<Record>>) -> Vec<
             Mutation::Write { ino, .. }
             | Mutation::PunchHole { ino, .. }
             | Mutation::CloneRange { ino, .. }
-            | Mutation::SetAttributes { ino, .. } => Some(*ino),
+            | Mutation::SetAttributes { ino, .. }
+            | Mutation::Join { ino, .. } => Some(*ino),
             _ => None,
         })
         .collect();

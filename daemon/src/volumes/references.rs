@@ -23,7 +23,16 @@ impl Volume {
     ) -> Result<()> {
         let mut ends: BTreeMap<BlockId, u64> = BTreeMap::new();
         for mutation in mutations {
-            let Mutation::Write { extents, .. } = mutation else { continue };
+            let extents = match mutation {
+                Mutation::Write { extents, .. } => extents,
+                Mutation::Join { extents, block, .. } => {
+                    let end: u64 = extents.iter().map(|extent| u64::from(extent.length)).sum();
+                    let last = ends.entry(*block).or_default();
+                    *last = end.max(*last);
+                    continue;
+                }
+                _ => continue,
+            };
             for extent in extents {
                 let end = u64::from(extent.block_offset)
                     .checked_add(extent.length)
