@@ -280,6 +280,7 @@ impl Volume {
             return Err(Error::too_many_requests("too many files are delegated to the session"));
         }
         let ticket = self.shared.meta.submit(state.generation, writes)?;
+        self.scattered.note(&changes.records);
         // From here to the end nothing waits, so nobody sees a part of it.
         state.submitted(&self.shared.cache, &changes.records, &references);
         if let (Some(tally), Some(noted)) = (self.tally().as_mut(), noted) {
