@@ -58,23 +58,43 @@ pub fn extents_in(chunk: &Chunk, from: u32, to: u32) -> impl Iterator<Item = Pie
     })
 }
 
-/// How many of a chunk's extents begin where another ends: so many fewer there are when it is joined.
-pub fn seams(chunk: &Chunk) -> usize {
-    chunk.0.windows(2).filter(|pair| pair[0].end() == pair[1].start).count()
+/// An extent of so many bytes is not joined with others: a file that is appended to would be copied again and again.
+const PIECE_MAX: u32 = 256 << 10;
+
+/// Whether an extent is one to join.
+pub fn is_piece(extent: &Extent) -> bool {
+    extent.length < PIECE_MAX
 }
 
-/// The extents of a chunk whose data lie in one block, in their order and without the holes.
-pub(super) fn joined(extents: &[Extent], block: BlockId) -> Vec<Extent> {
+/// How many pieces of a chunk begin where another ends: so many extents fewer there are when they are joined.
+pub fn seams(chunk: &Chunk) -> usize {
+    let is_seam =
+        |pair: &&[Extent]| pair[0].end() == pair[1].start && is_piece(&pair[0]) && is_piece(&pair[1]);
+    chunk.0.windows(2).filter(is_seam).count()
+}
+
+/// The extents of a chunk when the data of its pieces lie in one block, one behind another; and how many of them name that.
+pub(super) fn joined(extents: &[Extent], block: BlockId) -> (Vec<Extent>, i64) {
     let mut joined: Vec<Extent> = Vec::new();
-    let mut offset = 0;
-    for Extent { start, length, .. } in extents {
+    let (mut offset, mut count) = (0, 0);
+    let mut is_after_piece = false;
+    for extent in extents {
+        let Extent { start, length, .. } = *extent;
+        let is_piece = is_piece(extent);
         match joined.last_mut() {
-            Some(previous) if previous.end() == *start => previous.length += length,
-            _ => joined.push(Extent { start: *start, length: *length, block, offset }),
+            Some(previous) if is_piece && is_after_piece && previous.end() == start => {
+                previous.length += length;
+            }
+            _ if is_piece => {
+                joined.push(Extent { start, length, block, offset });
+                count += 1;
+            }
+            _ => joined.push(*extent),
         }
-        offset += length;
+        offset += if is_piece { length } else { 0 };
+        is_after_piece = is_piece;
     }
-    joined
+    (joined, count)
 }
 
 /// What a change did to a chunk's extents.
@@ -165,7 +185,7 @@ fn goes_on(extent: &Extent, next: &Extent) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Piece, extents_in, joined, overlay, punch, seams, truncate};
+    use super::{PIECE_MAX, Piece, extents_in, joined, overlay, punch, seams, truncate};
     use crate::id::BlockId;
     use crate::tree::{Chunk, Extent};
     use proptest::collection::vec;
@@ -248,9 +268,26 @@ mod tests {
             extent(32, 1, 1, 0),
         ]);
         assert_eq!(seams(&chunk), 3);
-        let chunk = Chunk(joined(&chunk.0, BlockId([9; 32])));
-        assert_eq!(chunk.0, [extent(5, 15, 9, 0), extent(30, 3, 9, 15)]);
-        assert_eq!(seams(&chunk), 0);
+        let (after, count) = joined(&chunk.0, BlockId([9; 32]));
+        assert_eq!((after.as_slice(), count), (&[extent(5, 15, 9, 0), extent(30, 3, 9, 15)][..], 2));
+        assert_eq!(seams(&Chunk(after)), 0);
+    }
+
+    #[test]
+    fn what_is_large_is_not_joined() {
+        let large = extent(10, PIECE_MAX, 7, 4);
+        let end = large.end();
+        let chunk = Chunk(vec![
+            extent(0, 5, 1, 0),
+            extent(5, 5, 2, 9),
+            large,
+            extent(end, 1, 3, 0),
+            extent(end + 1, 2, 4, 0),
+        ]);
+        assert_eq!(seams(&chunk), 2);
+        let (after, count) = joined(&chunk.0, BlockId([9; 32]));
+        assert_eq!((after.as_slice(), count), (&[extent(0, 10, 9, 0), large, extent(end, 3, 9, 10)][..], 2));
+        assert_eq!(seams(&Chunk(after)), 0);
     }
 
     /// What a byte of a chunk is: `None` in a hole, else block and offset.

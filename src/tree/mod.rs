@@ -35,7 +35,7 @@ mod xattr;
 mod tests;
 
 pub use create::new_root;
-pub use extents::{Piece, extents_in, seams};
+pub use extents::{Piece, extents_in, is_piece, seams};
 pub use mutation::{Credentials, Mutation, NewNode, RenameMode, SetAttributes, WrittenExtent, XattrMode};
 pub use path::{path_of, resolve};
 pub use record::{

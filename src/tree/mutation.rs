@@ -288,7 +288,7 @@ pub enum Mutation {
         ino: Ino,
         /// Which of its chunks.
         number: u64,
-        /// The chunk's extents, whose data were put behind one another.
+        /// The chunk's extents. The data of those that [are pieces](super::is_piece) were put behind one another.
         extents: Vec<Extent>,
         /// The block that the data are in now.
         #[schema(value_type = String)]

@@ -117,24 +117,24 @@ pub(super) fn punch_hole(
     Ok(())
 }
 
-/// Names one block instead of many in a chunk. Nothing else of the file changes.
+/// Names one block instead of the many of a chunk's pieces. Nothing else of the file changes.
 ///
 /// # Errors
-/// `Stale` when the chunk has other extents by now.
+/// `Stale` when the chunk has other extents by now, or none to join.
 pub(super) fn join(
     set: &mut WorkingSet,
     (ino, number): (Ino, u64),
     before: &[Extent],
     block: BlockId,
 ) -> Outcome<()> {
-    if before.is_empty() || set.chunk(ino, number)?.0 != before {
+    let (after, count) = extents::joined(before, block);
+    if count == 0 || set.chunk(ino, number)?.0 != before {
         return Err(Error::stale(format!("part {number} of inode {ino}")).into());
     }
-    let after = extents::joined(before, block);
-    for extent in before {
-        set.refer(extent.block, -1);
+    for piece in before.iter().filter(|extent| extents::is_piece(extent)) {
+        set.refer(piece.block, -1);
     }
-    set.refer(block, after.len() as i64);
+    set.refer(block, count);
     set.put_chunk(ino, number, Chunk(after));
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use tandemfs::id::{BlockId, Ino};
-use tandemfs::tree::{Key, Mutation, Record, seams};
+use tandemfs::tree::{Key, Mutation, Record, is_piece, seams};
 use tandemfs::{Error, Result};
 
 use super::commit::Change;
@@ -14,8 +14,8 @@ use super::volume::Volume;
 use super::{Volumes, key_after, records};
 use crate::meta::keys;
 
-/// So many pieces of a part that begin where another ends are very many. A part of 4 MiB that is written in steps of 4 KiB is rewritten after
-/// every half a MiB at most: eight times as much as was written.
+/// So many pieces of a part that begin where another ends are very many. An overwrite makes two of them, so a part of 4 MiB that is written in
+/// steps of 4 KiB is rewritten after every quarter of a MiB at most: sixteen times as much as was written.
 pub(super) const SEAMS_MANY: usize = 128;
 /// So many parts are remembered as being scattered; more are found by their next change.
 const NOTED_MAX: usize = 1024;
@@ -105,7 +105,7 @@ impl Volume {
         }
     }
 
-    /// Puts the data of a part of a file into one block, and names that instead of the many, if the part is still the same then.
+    /// Puts the pieces of a part of a file into one block, and names that instead of the many, if the part is still the same then.
     async fn join(self: &Arc<Self>, ino: Ino, number: u64, many: usize) -> Result<bool> {
         let record = {
             let state = self.lock_live().await?;
@@ -117,7 +117,7 @@ impl Volume {
             return Ok(false);
         };
         let mut data = Vec::new();
-        for extent in &chunk.0 {
+        for extent in chunk.0.iter().filter(|extent| is_piece(extent)) {
             let range = extent.offset..extent.offset.saturating_add(extent.length);
             data.extend_from_slice(&self.get_block(extent.block, range).await?);
         }

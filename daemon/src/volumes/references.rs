@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use tandemfs::id::BlockId;
-use tandemfs::tree::Mutation;
+use tandemfs::tree::{Mutation, is_piece};
 use tandemfs::{Error, Result};
 
 use super::volume::{State, Volume};
@@ -26,7 +26,8 @@ impl Volume {
             let extents = match mutation {
                 Mutation::Write { extents, .. } => extents,
                 Mutation::Join { extents, block, .. } => {
-                    let end: u64 = extents.iter().map(|extent| u64::from(extent.length)).sum();
+                    let pieces = extents.iter().filter(|extent| is_piece(extent));
+                    let end: u64 = pieces.map(|piece| u64::from(piece.length)).sum();
                     let last = ends.entry(*block).or_default();
                     *last = end.max(*last);
                     continue;
