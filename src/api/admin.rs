@@ -104,6 +104,8 @@ pub enum JobKind {
     Collect,
     /// Check whether trees, counts and copies fit together.
     Fsck,
+    /// Pack small blocks, rewrite packs of which less than half is in use, and files that lie in very many pieces.
+    Compact,
 }
 
 /// How a job stands.
@@ -161,6 +163,27 @@ pub struct Job {
     /// The first of them in words, at most 100, those that are left before the others, then what else should be known.
     #[serde(default)]
     pub faults: Vec<String>,
+    /// A collection removes nothing and only says what it would remove.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// Blocks that a collection has removed or would remove.
+    #[serde(default)]
+    pub blocks_removed: u64,
+    /// Bytes of data in them. Those of a block in a pack are free when the pack is.
+    #[serde(default)]
+    pub bytes_removed: u64,
+    /// Small blocks that compaction has put into packs.
+    #[serde(default)]
+    pub blocks_packed: u64,
+    /// Packs of which less than half is in use: those that compaction has emptied or, from a collection, would empty.
+    #[serde(default)]
+    pub packs: u64,
+    /// Bytes of data that a collection frees after that, once the grace period is over; or would free.
+    #[serde(default)]
+    pub bytes_won: u64,
+    /// Parts of files, of at most 4 MiB, that lay in very many pieces and that compaction has made one block.
+    #[serde(default)]
+    pub parts_joined: u64,
 }
 
 /// The newest jobs.
@@ -183,6 +206,16 @@ pub struct StartJob {
     /// For a check: mend counts, links and copies.
     #[serde(default)]
     pub repair: bool,
+    /// For a collection: remove nothing, and say what would be removed.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+impl StartJob {
+    /// A job that is about all nodes, and changes what such a job changes.
+    pub fn of(kind: JobKind) -> Self {
+        Self { kind, node_id: None, repair: false, dry_run: false }
+    }
 }
 
 /// A mount's session, as admins see it.

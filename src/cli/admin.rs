@@ -33,8 +33,16 @@ pub(super) async fn run(context: &Context, command: Admin) -> Outcome {
         Admin::Audit { verify: true, .. } => audit::verify(context).await,
         Admin::Audit { limit, .. } => audit::show(context, limit).await,
         Admin::Scrub { node } => start(context, client.scrub(node).await?),
-        Admin::Collect => start(context, client.collect().await?),
-        Admin::Fsck { repair, no_wait } => fsck(context, repair, no_wait).await,
+        Admin::Gc { dry_run, no_wait } => {
+            let job = client.collect(dry_run).await?;
+            finish(context, "the collection", job, no_wait, collected_text).await
+        }
+        Admin::Compact { no_wait } => {
+            finish(context, "the compaction", client.compact().await?, no_wait, compacted_text).await
+        }
+        Admin::Fsck { repair, no_wait } => {
+            finish(context, "the check", client.fsck(repair).await?, no_wait, faults_text).await
+        }
         // Dispatched before.
         Admin::Users(_) | Admin::Tokens(_) | Admin::Keys(_) | Admin::Volumes(_) | Admin::Grants(_) => {
             Err(Error::internal("").into())
@@ -65,22 +73,50 @@ async fn repair(context: &Context, node: NodeId, no_wait: bool) -> Outcome {
     }
 }
 
-/// Checks all, and shows how it goes on until it is done.
-async fn fsck(context: &Context, repair: bool, no_wait: bool) -> Outcome {
-    let job = context.client.fsck(repair).await?;
+/// Shows how a job goes on until it is done, then what it did.
+async fn finish(
+    context: &Context,
+    what: &str,
+    job: Job,
+    no_wait: bool,
+    text: impl FnOnce(&Job) -> String,
+) -> Outcome {
     if no_wait {
         return start(context, job);
     }
-    let job = ended(context, "fsck", job).await?;
+    let job = ended(context, what, job).await?;
     match job.state {
-        JobState::Done => context.show(&job, faults_text)?,
-        JobState::Cancelled => return Err(Error::busy("the check was cancelled").into()),
+        JobState::Done => context.show(&job, text)?,
+        JobState::Cancelled => return Err(Error::busy(format!("{what} was cancelled")).into()),
         JobState::Failed | JobState::Running => {
             let why = job.error.unwrap_or_default();
-            return Err(Error::unavailable(format!("the check has failed: {why}")).into());
+            return Err(Error::unavailable(format!("{what} has failed: {why}")).into());
         }
     }
     if job.faults_left == 0 { Ok(()) } else { Err(Failure::Printed(1)) }
+}
+
+fn collected_text(job: &Job) -> String {
+    let (blocks, bytes) = (job.blocks_removed, output::size(job.bytes_removed));
+    let (packs, won) = (job.packs, output::size(job.bytes_won));
+    if job.dry_run {
+        format!(
+            "{blocks} blocks of {bytes} would be removed\n\
+             {packs} packs are less than half in use; compaction would win {won}"
+        )
+    } else {
+        format!("{blocks} blocks of {bytes} were removed")
+    }
+}
+
+fn compacted_text(job: &Job) -> String {
+    format!(
+        "{} small blocks were packed, {} packs emptied, {} parts of files joined; {} are free after the grace period",
+        job.blocks_packed,
+        job.packs,
+        job.parts_joined,
+        output::size(job.bytes_won)
+    )
 }
 
 fn faults_text(job: &Job) -> String {

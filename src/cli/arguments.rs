@@ -261,8 +261,22 @@ pub(crate) enum Admin {
         /// The node's number; all if not given.
         node: Option<NodeId>,
     },
-    /// Remove blocks that nothing names.
-    Collect,
+    /// Remove blocks that nothing has named for the grace period.
+    #[command(visible_alias = "collect")]
+    Gc {
+        /// Remove nothing, and say what would be removed and what compaction would win.
+        #[arg(long)]
+        dry_run: bool,
+        /// Start it and do not wait.
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Pack small blocks, and rewrite packs of which less than half is in use and files that lie in very many pieces.
+    Compact {
+        /// Start it and do not wait.
+        #[arg(long)]
+        no_wait: bool,
+    },
     /// Check whether trees, counts and copies fit together; exit code 1 if faults are left.
     Fsck {
         /// Mend counts, links and copies. For the rest, stop the daemon and run tandemd fsck --repair.

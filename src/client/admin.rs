@@ -46,17 +46,22 @@ impl Client {
 
     /// Reads and checks what a node holds, or all nodes hold, in the background.
     pub async fn scrub(&self, node_id: Option<NodeId>) -> Result<Job> {
-        self.start_job(&StartJob { kind: JobKind::Scrub, node_id, repair: false }).await
+        self.start_job(&StartJob { node_id, ..StartJob::of(JobKind::Scrub) }).await
     }
 
-    /// Removes blocks that nothing names, in the background.
-    pub async fn collect(&self) -> Result<Job> {
-        self.start_job(&StartJob { kind: JobKind::Collect, node_id: None, repair: false }).await
+    /// Removes blocks that nothing names, in the background; or finds out what would be removed.
+    pub async fn collect(&self, dry_run: bool) -> Result<Job> {
+        self.start_job(&StartJob { dry_run, ..StartJob::of(JobKind::Collect) }).await
+    }
+
+    /// Packs small blocks and rewrites what is scattered, in the background.
+    pub async fn compact(&self) -> Result<Job> {
+        self.start_job(&StartJob::of(JobKind::Compact)).await
     }
 
     /// Checks whether trees, counts and copies fit together, in the background.
     pub async fn fsck(&self, repair: bool) -> Result<Job> {
-        self.start_job(&StartJob { kind: JobKind::Fsck, node_id: None, repair }).await
+        self.start_job(&StartJob { repair, ..StartJob::of(JobKind::Fsck) }).await
     }
 
     async fn start_job(&self, job: &StartJob) -> Result<Job> {

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::{Chunk, Extent};
+use crate::id::BlockId;
 
 /// A piece of a chunk as a reader finds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +56,45 @@ pub fn extents_in(chunk: &Chunk, from: u32, to: u32) -> impl Iterator<Item = Pie
         at += piece.length();
         Some(piece)
     })
+}
+
+/// An extent of so many bytes is not joined with others: a file that is appended to would be copied again and again.
+const PIECE_MAX: u32 = 256 << 10;
+
+/// Whether an extent is one to join.
+pub fn is_piece(extent: &Extent) -> bool {
+    extent.length < PIECE_MAX
+}
+
+/// How many pieces of a chunk begin where another ends: so many extents fewer there are when they are joined.
+pub fn seams(chunk: &Chunk) -> usize {
+    let is_seam =
+        |pair: &&[Extent]| pair[0].end() == pair[1].start && is_piece(&pair[0]) && is_piece(&pair[1]);
+    chunk.0.windows(2).filter(is_seam).count()
+}
+
+/// The extents of a chunk when the data of its pieces lie in one block, one behind another; and how many of them name that.
+pub(super) fn joined(extents: &[Extent], block: BlockId) -> (Vec<Extent>, i64) {
+    let mut joined: Vec<Extent> = Vec::new();
+    let (mut offset, mut count) = (0, 0);
+    let mut is_after_piece = false;
+    for extent in extents {
+        let Extent { start, length, .. } = *extent;
+        let is_piece = is_piece(extent);
+        match joined.last_mut() {
+            Some(previous) if is_piece && is_after_piece && previous.end() == start => {
+                previous.length += length;
+            }
+            _ if is_piece => {
+                joined.push(Extent { start, length, block, offset });
+                count += 1;
+            }
+            _ => joined.push(*extent),
+        }
+        offset += if is_piece { length } else { 0 };
+        is_after_piece = is_piece;
+    }
+    (joined, count)
 }
 
 /// What a change did to a chunk's extents.
@@ -145,7 +185,7 @@ fn goes_on(extent: &Extent, next: &Extent) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Piece, extents_in, overlay, punch, truncate};
+    use super::{PIECE_MAX, Piece, extents_in, joined, overlay, punch, seams, truncate};
     use crate::id::BlockId;
     use crate::tree::{Chunk, Extent};
     use proptest::collection::vec;
@@ -216,6 +256,38 @@ mod tests {
         assert_eq!(pieces, [Piece::Data(extent(24, 1, 2, 11)), Piece::Hole { start: 25, length: 5 }]);
         assert_eq!(extents_in(&chunk, 9, 9).count(), 0);
         assert_eq!(extents_in(&Chunk::default(), 0, 8).count(), 1);
+    }
+
+    #[test]
+    fn joining_keeps_holes_and_closes_seams() {
+        let chunk = Chunk(vec![
+            extent(5, 10, 1, 3),
+            extent(15, 5, 2, 0),
+            extent(30, 1, 1, 0),
+            extent(31, 1, 3, 0),
+            extent(32, 1, 1, 0),
+        ]);
+        assert_eq!(seams(&chunk), 3);
+        let (after, count) = joined(&chunk.0, BlockId([9; 32]));
+        assert_eq!((after.as_slice(), count), (&[extent(5, 15, 9, 0), extent(30, 3, 9, 15)][..], 2));
+        assert_eq!(seams(&Chunk(after)), 0);
+    }
+
+    #[test]
+    fn what_is_large_is_not_joined() {
+        let large = extent(10, PIECE_MAX, 7, 4);
+        let end = large.end();
+        let chunk = Chunk(vec![
+            extent(0, 5, 1, 0),
+            extent(5, 5, 2, 9),
+            large,
+            extent(end, 1, 3, 0),
+            extent(end + 1, 2, 4, 0),
+        ]);
+        assert_eq!(seams(&chunk), 2);
+        let (after, count) = joined(&chunk.0, BlockId([9; 32]));
+        assert_eq!((after.as_slice(), count), (&[extent(0, 10, 9, 0), large, extent(end, 3, 9, 10)][..], 2));
+        assert_eq!(seams(&Chunk(after)), 0);
     }
 
     /// What a byte of a chunk is: `None` in a hole, else block and offset.

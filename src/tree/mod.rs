@@ -35,7 +35,7 @@ mod xattr;
 mod tests;
 
 pub use create::new_root;
-pub use extents::{Piece, extents_in};
+pub use extents::{Piece, extents_in, is_piece, seams};
 pub use mutation::{Credentials, Mutation, NewNode, RenameMode, SetAttributes, WrittenExtent, XattrMode};
 pub use path::{path_of, resolve};
 pub use record::{
@@ -94,6 +94,7 @@ fn run(set: &mut WorkingSet, mutation: &Mutation) -> Outcome<()> {
         Mutation::Reap { ino, chunks } => reap::reap(set, *ino, *chunks),
         Mutation::SetDigest { ino, content, sha256 } => reap::set_digest(set, *ino, *content, sha256),
         Mutation::Accessed { ino, after, time } => setattr::accessed(set, *ino, *after, *time),
+        Mutation::Join { ino, number, extents, block } => write::join(set, (*ino, *number), extents, *block),
     }
 }
 
@@ -111,7 +112,7 @@ fn time_of(mutation: &Mutation) -> Option<Time> {
         | Mutation::SetXattr { time, .. }
         | Mutation::RemoveXattr { time, .. }
         | Mutation::Accessed { time, .. } => Some(*time),
-        Mutation::Reap { .. } | Mutation::SetDigest { .. } => None,
+        Mutation::Reap { .. } | Mutation::SetDigest { .. } | Mutation::Join { .. } => None,
     }
 }
 

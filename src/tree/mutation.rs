@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::Extent;
 use crate::clock::Time;
 use crate::id::{BlockId, Ino};
 use crate::name::{Name, TextOrBytes};
@@ -279,5 +280,18 @@ pub enum Mutation {
         after: Time,
         /// When.
         time: Time,
+    },
+    /// The pieces of a part of a file lie in one block from now on; the content is the same. Only the daemon does this. Refused when the part
+    /// has changed meanwhile.
+    Join {
+        /// The file.
+        ino: Ino,
+        /// Which of its chunks.
+        number: u64,
+        /// The chunk's extents. The data of those that [are pieces](super::is_piece) were put behind one another.
+        extents: Vec<Extent>,
+        /// The block that the data are in now.
+        #[schema(value_type = String)]
+        block: BlockId,
     },
 }

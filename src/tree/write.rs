@@ -10,7 +10,7 @@ use super::{
     WrittenExtent, mode, quota,
 };
 use crate::clock::Time;
-use crate::id::Ino;
+use crate::id::{BlockId, Ino};
 use crate::{Error, Result};
 
 /// Whose content changes, and what comes with it.
@@ -114,6 +114,28 @@ pub(super) fn punch_hole(
     } else {
         changing.finish_unchanged(set, inode)
     }
+    Ok(())
+}
+
+/// Names one block instead of the many of a chunk's pieces. Nothing else of the file changes.
+///
+/// # Errors
+/// `Stale` when the chunk has other extents by now, or none to join.
+pub(super) fn join(
+    set: &mut WorkingSet,
+    (ino, number): (Ino, u64),
+    before: &[Extent],
+    block: BlockId,
+) -> Outcome<()> {
+    let (after, count) = extents::joined(before, block);
+    if count == 0 || set.chunk(ino, number)?.0 != before {
+        return Err(Error::stale(format!("part {number} of inode {ino}")).into());
+    }
+    for piece in before.iter().filter(|extent| extents::is_piece(extent)) {
+        set.refer(piece.block, -1);
+    }
+    set.refer(block, count);
+    set.put_chunk(ino, number, Chunk(after));
     Ok(())
 }
 

@@ -32,7 +32,7 @@ pub(crate) mod row;
 pub(crate) mod scan;
 pub(crate) mod scratch;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub(crate) mod tree;
 
 pub use report::Report;

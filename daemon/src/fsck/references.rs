@@ -84,18 +84,19 @@ impl<'a> Counter<'a> {
     /// Counts the blocks that lie in packs.
     async fn count_members(&mut self, store: &dyn MetaStore) -> Result<()> {
         let mut blocks = Cursor::new(store, b"b".to_vec(), keys::end_of(b"b"));
-        let mut members: BTreeMap<(VolumeId, BlockId), u32> = BTreeMap::new();
+        let mut members: BTreeMap<(VolumeId, BlockId), Members> = BTreeMap::new();
         loop {
             let next = blocks.next().await?;
             if let Some((key, value)) = &next
                 && let Some(Row::Block(volume, _)) = row::parse(key)
-                && let record::Place::Pack { block, .. } = record::decode::<Block>(key, value)?.place
+                && let record @ Block { place: record::Place::Pack { block, .. }, .. } =
+                    record::decode::<Block>(key, value)?
             {
-                *members.entry((volume, block)).or_default() += 1;
+                members.entry((volume, block)).or_default().add(Members { count: 1, bytes: record.size });
             }
             if next.is_none() || members.len() >= COUNTED_MAX {
                 self.runs += 1;
-                let write = |(of, count): ((VolumeId, BlockId), u32)| {
+                let write = |(of, count): ((VolumeId, BlockId), Members)| {
                     let value = Some(codec::encode(&count)?);
                     Ok(Write { key: scratch_key(self.round, b'm', of, self.runs), value })
                 };
@@ -144,6 +145,27 @@ impl<'a> Counter<'a> {
     }
 }
 
+/// The blocks that lie in one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Members {
+    /// How many.
+    pub(crate) count: u32,
+    /// Their bytes.
+    pub(crate) bytes: u32,
+}
+
+impl Members {
+    /// What a record says.
+    pub(crate) fn said_by(block: &Block) -> Self {
+        Self { count: block.members, bytes: block.member_bytes }
+    }
+
+    fn add(&mut self, other: Self) {
+        self.count = self.count.saturating_add(other.count);
+        self.bytes = self.bytes.saturating_add(other.bytes);
+    }
+}
+
 /// All that is known of a block.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Known {
@@ -153,8 +175,8 @@ pub(crate) struct Known {
     pub(crate) references: Option<References>,
     /// What its extents say.
     pub(crate) counted: Counted,
-    /// How many blocks say that they lie in it.
-    pub(crate) members: u32,
+    /// The blocks that say that they lie in it.
+    pub(crate) members: Members,
     /// How many bytes of it lie in the metadata.
     pub(crate) inline: Option<u32>,
     /// It is in the index of garbage.
@@ -220,7 +242,7 @@ impl Blocks<'_> {
             known.inline = Some(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
         }
         while let Some((_, value)) = self.members.next_of(&of(&[self.round, b'm'])).await? {
-            known.members += codec::decode::<u32>(&value)?;
+            known.members.add(codec::decode(&value)?);
         }
         while let Some((_, value)) = self.counted.next_of(&of(&[self.round, b'r'])).await? {
             known.counted.add(codec::decode(&value)?);
@@ -249,7 +271,7 @@ pub(crate) fn check(volume: VolumeId, id: BlockId, known: &Known, now: Time) -> 
         findings.push(finding(what).mended_by(Mend::References(Some(references), also)));
     }
     match &known.block {
-        None if counted > 0 || known.members > 0 => {
+        None if counted > 0 || known.members.count > 0 => {
             findings.push(finding("is referred to and has no record".to_owned()));
         }
         None if says == 0 && known.references.is_some() => {
@@ -257,7 +279,7 @@ pub(crate) fn check(volume: VolumeId, id: BlockId, known: &Known, now: Time) -> 
             findings.push(finding(what).mended_by(Mend::References(None, Vec::new())));
         }
         None => {}
-        Some(block) if block.deleting && (counted > 0 || known.members > 0) => {
+        Some(block) if block.deleting && (counted > 0 || known.members.count > 0) => {
             let kept = Block { deleting: false, ..block.clone() };
             let write = meta::put(keys::block(volume, &id), &kept)?;
             let what = "is being deleted although it is referred to".to_owned();
@@ -269,7 +291,7 @@ pub(crate) fn check(volume: VolumeId, id: BlockId, known: &Known, now: Time) -> 
             findings.push(finding(what));
         }
         // A count that is put right leaves a row of its own.
-        Some(block) if counted == 0 && known.members == 0 && says == 0 && !known.is_listed => {
+        Some(block) if counted == 0 && known.members.count == 0 && says == 0 && !known.is_listed => {
             let since_ms =
                 block.stored_ms.max(known.references.map_or(0, |references| references.unused_since_ms));
             let what = "is not referred to and would never be collected".to_owned();
@@ -303,9 +325,13 @@ fn check_place(volume: VolumeId, id: BlockId, known: &Known) -> Result<Vec<Findi
         }
         _ => {}
     }
-    if let Some(block) = known.block.as_ref().filter(|block| block.members != known.members) {
-        let what = format!("is said to have {} members, {} were counted", block.members, known.members);
-        let right = Block { members: known.members, ..block.clone() };
+    if let Some(block) = known.block.as_ref().filter(|block| Members::said_by(block) != known.members) {
+        let Members { count, bytes } = known.members;
+        let (says, says_bytes) = (block.members, block.member_bytes);
+        let what = format!(
+            "is said to have {says} members of {says_bytes} bytes, {count} of {bytes} bytes were counted"
+        );
+        let right = Block { members: count, member_bytes: bytes, ..block.clone() };
         findings.push(finding(what).mended_by(Mend::Rows(vec![meta::put(key, &right)?])));
     }
     Ok(findings)
@@ -313,7 +339,7 @@ fn check_place(volume: VolumeId, id: BlockId, known: &Known) -> Result<Vec<Findi
 
 #[cfg(test)]
 mod tests {
-    use super::{Counted, Counter, Known, check};
+    use super::{Counted, Counter, Known, Members, check};
     use crate::fsck::finding::Mend;
     use crate::meta::memory::MemoryStore;
     use crate::meta::record::{Block, Place, References};
@@ -376,7 +402,9 @@ mod tests {
 
     #[test]
     fn bytes_lie_where_they_are_said_to_lie() {
-        let at = |place, members| block(false).map(|block| Block { place, members, ..block });
+        let at = |place, members| {
+            block(false).map(|block| Block { place, members, member_bytes: 10 * members, ..block })
+        };
         let inline = Known { block: at(Place::Inline, 0), inline: Some(100), ..known(2, 2) };
         assert_eq!(findings(&inline), []);
         for wrong in [None, Some(99)] {
@@ -388,9 +416,11 @@ mod tests {
         let found = findings(&Known { block: None, inline: Some(100), ..known(2, 2) });
         let right = Block { size: 100, place: Place::Inline, ..Block::default() };
         assert_eq!(found[1].1, Mend::Rows(vec![put(keys::block(VOLUME, &ID), &right).unwrap()]));
-        let pack = Known { block: at(Place::Object, 3), members: 3, is_listed: false, ..known(0, 0) };
+        let counted = |count| Members { count, bytes: 10 * count };
+        let pack =
+            Known { block: at(Place::Object, 3), members: counted(3), is_listed: false, ..known(0, 0) };
         assert_eq!(findings(&pack), []);
-        let found = findings(&Known { members: 2, ..pack });
+        let found = findings(&Known { members: counted(2), ..pack });
         let right = at(Place::Object, 2).unwrap();
         assert_eq!(found[0].1, Mend::Rows(vec![put(keys::block(VOLUME, &ID), &right).unwrap()]));
     }

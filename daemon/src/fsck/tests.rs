@@ -26,7 +26,12 @@ use crate::volumes::tests::world::World;
 
 const NOW: Time = Time { seconds: 1_700_000_100, nanos: 0 };
 
-async fn check(store: &MemoryStore, nodes: &[Arc<dyn BlockStore>], deep: bool, repair: bool) -> Report {
+pub(crate) async fn check(
+    store: &MemoryStore,
+    nodes: &[Arc<dyn BlockStore>],
+    deep: bool,
+    repair: bool,
+) -> Report {
     let scratch = MemoryStore::new();
     let nodes = nodes.iter().zip(1..).map(|(node, number)| (NodeId(number), node.clone())).collect();
     let stores = Stores::new(store, nodes, deep).await.unwrap();

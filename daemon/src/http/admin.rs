@@ -148,13 +148,17 @@ async fn start_job(
 ) -> Result<impl IntoResponse, Problem> {
     let started = whole(async move {
         let result = match (start.kind, start.node_id) {
+            (kind, _) if start.dry_run && kind != JobKind::Collect => {
+                Err(Error::invalid("only a collection can be tried"))
+            }
             (JobKind::RepairNode, Some(node)) => app.jobs.repair_node(node).await,
             (JobKind::RepairNode, None) => Err(Error::invalid("which node? give node_id")),
             (JobKind::Scrub, node) => app.jobs.scrub(node).await,
             (JobKind::Heal, None) => app.jobs.heal().await,
-            (JobKind::Collect, None) => app.jobs.collect().await,
+            (JobKind::Collect, None) => app.jobs.collect(start.dry_run).await,
+            (JobKind::Compact, None) => app.jobs.compact().await,
             (JobKind::Fsck, None) => app.jobs.fsck(start.repair).await,
-            (JobKind::Heal | JobKind::Collect | JobKind::Fsck, Some(_)) => {
+            (JobKind::Heal | JobKind::Collect | JobKind::Fsck | JobKind::Compact, Some(_)) => {
                 Err(Error::invalid("this job is not about one node"))
             }
         };

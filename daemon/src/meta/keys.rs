@@ -86,6 +86,20 @@ pub fn tree_prefix(volume: VolumeId) -> Key {
     key(b'v', &[&volume.0.to_be_bytes()])
 }
 
+/// The keys of the chunks of a volume's files: from, to.
+pub fn all_chunks(volume: VolumeId) -> (Key, Key) {
+    let from = key(b'v', &[&volume.0.to_be_bytes(), b"c"]);
+    let to = end_of(&from);
+    (from, to)
+}
+
+/// The file and the number of the chunk whose key it is.
+pub fn chunk_of(key: &[u8]) -> Option<(Ino, u64)> {
+    let (_, rest) = key.strip_prefix(b"v")?.split_first_chunk::<8>()?;
+    let (ino, number) = rest.strip_prefix(b"c")?.split_first_chunk::<8>()?;
+    Some((Ino(u64::from_be_bytes(*ino)), u64::from_be_bytes(number.try_into().ok()?)))
+}
+
 /// The beginning of the keys of a directory's entries; the name follows.
 pub fn entry_prefix(volume: VolumeId, parent: Ino) -> Key {
     key(b'v', &[&volume.0.to_be_bytes(), b"e", &parent.0.to_be_bytes()])

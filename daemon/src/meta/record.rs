@@ -88,6 +88,9 @@ pub struct Block {
     pub stored_ms: u64,
     /// The collector has decided to remove it and may not have finished.
     pub deleting: bool,
+    /// Bytes of the blocks that lie in this one.
+    #[serde(default)]
+    pub member_bytes: u32,
 }
 
 /// Where the bytes of a block lie.

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use tandemfs::api::files::BlockCounts;
 use tandemfs::id::NodeId;
 
+use super::pack::waste;
 use crate::meta::record::{Block, Place};
 
 /// Blocks and bytes of data in them.
@@ -36,11 +37,21 @@ pub struct Census {
     sets: BTreeMap<Vec<NodeId>, Sum>,
     /// Of blocks that lie in the metadata.
     inline: Sum,
+    /// Of packs of which less than half is in use: the rest of their bytes.
+    half_dead: Sum,
 }
 
 impl Census {
     /// Takes note that a block's record was `old` and is `new`.
     pub fn change(&mut self, old: Option<&Block>, new: Option<&Block>) {
+        if let Some(waste) = old.and_then(waste) {
+            self.half_dead.blocks = self.half_dead.blocks.saturating_sub(1);
+            self.half_dead.bytes = self.half_dead.bytes.saturating_sub(u64::from(waste));
+        }
+        if let Some(waste) = new.and_then(waste) {
+            self.half_dead.blocks += 1;
+            self.half_dead.bytes += u64::from(waste);
+        }
         if let Some(old) = old.filter(|block| !block.deleting) {
             match old.place {
                 Place::Object => {
@@ -68,6 +79,11 @@ impl Census {
     /// Blocks that lie in the metadata.
     pub fn inline(&self) -> Sum {
         self.inline
+    }
+
+    /// Packs of which less than half is in use, and the bytes in them that are not.
+    pub fn half_dead(&self) -> Sum {
+        self.half_dead
     }
 
     /// All blocks, those with fewer than `wanted` copies on nodes that `is_healthy`, and those without any.

@@ -7,8 +7,8 @@ use tandemfs::{Error, Result};
 
 use super::locks::Lock;
 use super::{Replicator, finished};
-use crate::meta::record::{Block, Place};
-use crate::meta::{self, Write, keys};
+use crate::meta::Write;
+use crate::meta::record::Block;
 
 /// A held lock of a block.
 #[derive(Debug)]
@@ -70,26 +70,7 @@ impl BlockGuard {
                     nodes.delete(node, &self.id).await?;
                 }
             }
-            let mut writes = also;
-            writes.push(meta::remove(keys::garbage(block.stored_ms, self.volume, &self.id)));
-            let mut changes = vec![(self.id, Some(block.clone()), None)];
-            let mut pack_lock = None;
-            match block.place {
-                Place::Object => {}
-                Place::Inline => writes.push(meta::remove(keys::inline(self.volume, &self.id))),
-                Place::Pack { block: pack, .. } => {
-                    pack_lock = Some(self.replicator.locks.lock(&pack).await);
-                    if let Some((old, new)) = self.replicator.leave(self.volume, &pack).await? {
-                        if new.members == 0 {
-                            let since_ms = self.replicator.now_ms();
-                            writes.push(meta::put(keys::garbage(since_ms, self.volume, &pack), &())?);
-                        }
-                        changes.push((pack, Some(old), Some(new)));
-                    }
-                }
-            }
-            self.replicator.change_all(self.volume, &changes, writes).await?;
-            drop(pack_lock);
+            self.replicator.bury(self.volume, self.id, block, also).await?;
             drop(self.lock);
             Ok(())
         });

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use tandemfs::id::{BlockId, NodeId, VolumeId};
 use tandemfs::{Error, Result};
 
-use super::Replicator;
 use super::locks::Lock;
+use super::{Replicator, finished};
 use crate::meta::record::{Block, Place};
 use crate::meta::{self, Write, keys};
 
@@ -58,8 +58,17 @@ impl Replicator {
         let missing = blocks.iter().zip(known).filter(|(_, known)| known.is_none());
         // In the order of the ids, so that two never wait for each other.
         for ((id, data), _) in missing {
-            let lock = self.locks.lock(id).await;
-            let old = self.record(volume, id).await?;
+            let mut lock = self.locks.lock(id).await;
+            let mut old = self.record(volume, id).await?;
+            if let Some(block) = old.take_if(|block| block.deleting && block.place != Place::Object) {
+                // Its removal was cut short, and what comes now lies elsewhere.
+                let (this, id) = (Arc::clone(self), *id);
+                let removal = tokio::spawn(async move {
+                    this.bury(volume, id, block, Vec::new()).await?;
+                    Ok(lock)
+                });
+                lock = finished(removal).await?;
+            }
             if old.as_ref().is_some_and(|block| !block.deleting) {
                 continue;
             }

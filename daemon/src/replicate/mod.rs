@@ -16,6 +16,7 @@ mod read;
 mod repair;
 mod spread;
 mod store;
+mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,6 +40,8 @@ pub(crate) use inline::Inline;
 pub(crate) use inspect::{inspect, is_about_copy};
 pub use nodes::{FailedBy, NodeRecord, NodeSetup};
 pub(crate) use nodes::{Node, Nodes};
+pub use pack::Packed;
+pub(crate) use pack::{Load, Moving, waste};
 pub(crate) use repair::{Check, LIST, Mended};
 
 /// Records that are read at once when all are walked.

@@ -34,7 +34,11 @@ impl Replicator {
     }
 
     async fn put_locked(&self, volume: VolumeId, id: BlockId, size: u32, object: Bytes) -> Result<()> {
-        let stored = self.record(volume, &id).await?;
+        let mut stored = self.record(volume, &id).await?;
+        if let Some(block) = stored.take_if(|block| block.deleting && block.place != Place::Object) {
+            // Its removal was cut short, and what is stored now lies elsewhere.
+            self.bury(volume, id, block, Vec::new()).await?;
+        }
         let old = stored.as_ref().filter(|block| !block.deleting);
         if old.is_some_and(|block| block.size != size) {
             return Err(Error::invalid(format!("block {id} has other data")));
@@ -72,9 +76,8 @@ impl Replicator {
         let away = recorded.iter().copied().filter(|node| !self.nodes.is_reachable(*node));
         let replicas: BTreeSet<NodeId> = result.good.iter().copied().chain(away).collect();
         let stored_ms = self.now_ms().max(old.map_or(0, |block| block.stored_ms));
-        let members = old.map_or(0, |block| block.members);
         let replicas = replicas.into_iter().collect();
-        let new = Block { size, place: Place::Object, replicas, members, stored_ms, deleting: false };
+        let new = Block { size, replicas, stored_ms, ..old.cloned().unwrap_or_default() };
         let row = meta::put(keys::garbage(stored_ms, volume, &id), &())?;
         self.change((volume, &id), stored.as_ref(), Some(&new), vec![row]).await
     }

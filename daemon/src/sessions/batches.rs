@@ -36,6 +36,9 @@ impl Sessions {
         {
             return Err(Error::invalid("sequence number 0, or too much in one batch"));
         }
+        if batch.mutations.iter().any(|mutation| matches!(mutation, Mutation::Join { .. })) {
+            return Err(Error::invalid("the daemon alone joins the pieces of a file"));
+        }
         self.load_slots(&session).await?;
         let sequence = batch.sequence;
         let mut waiter = match session.begin(sequence)? {

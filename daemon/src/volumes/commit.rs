@@ -280,6 +280,7 @@ impl Volume {
             return Err(Error::too_many_requests("too many files are delegated to the session"));
         }
         let ticket = self.shared.meta.submit(state.generation, writes)?;
+        self.scattered.note(&changes.records);
         // From here to the end nothing waits, so nobody sees a part of it.
         state.submitted(&self.shared.cache, &changes.records, &references);
         if let (Some(tally), Some(noted)) = (self.tally().as_mut(), noted) {
@@ -445,6 +446,7 @@ impl Volume {
                 | Mutation::SetDigest { ino, .. }
                 | Mutation::Accessed { ino, .. } => drop(wanted.insert(Key::Inode(*ino))),
                 Mutation::Reap { ino, .. } => wanted.extend([Key::Inode(*ino), Key::Orphan(*ino)]),
+                Mutation::Join { ino, number, .. } => drop(wanted.insert(Key::Chunk(*ino, *number))),
             }
         }
         wanted.retain(|key| set.get(key).is_err());
@@ -477,7 +479,8 @@ fn told(mutations: &[Mutation], records: &BTreeMap<Key, Option<Record>>) -> Vec<
             Mutation::Write { ino, .. }
             | Mutation::PunchHole { ino, .. }
             | Mutation::CloneRange { ino, .. }
-            | Mutation::SetAttributes { ino, .. } => Some(*ino),
+            | Mutation::SetAttributes { ino, .. }
+            | Mutation::Join { ino, .. } => Some(*ino),
             _ => None,
         })
         .collect();

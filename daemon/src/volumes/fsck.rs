@@ -16,7 +16,7 @@ use super::tally::{Sum, Tally};
 use super::volume::{State, Volume};
 use super::{PAUSE, Volumes, records};
 use crate::fsck::finding::{self, Change, Finding, Mend, Place};
-use crate::fsck::references::{self, Counter, Known};
+use crate::fsck::references::{self, Counter, Known, Members};
 use crate::fsck::replicas::Stores;
 use crate::fsck::report::Report;
 use crate::fsck::row;
@@ -354,7 +354,7 @@ impl Volume {
         let inline = inline.map(|bytes| u32::try_from(bytes.len()).unwrap_or(u32::MAX));
         let mut known = Known { block, references, inline, ..known.clone() };
         // Blocks are packed meanwhile: how many lie in one is for the check without a daemon.
-        known.members = known.block.as_ref().map_or(0, |block| block.members);
+        known.members = known.block.as_ref().map_or_else(Members::default, Members::said_by);
         // It is listed since it was stored or used last, or since an earlier moment, and then for now.
         let since = [
             known.block.as_ref().map(|block| block.stored_ms),

@@ -8,6 +8,7 @@ use tandemfs::id::{BlockId, VolumeId};
 use tandemfs::{Error, ErrorKind, Result};
 
 use super::Volumes;
+use crate::meta::record::{Block, References};
 use crate::meta::{self, Key, keys};
 
 /// What one step of the collector did.
@@ -26,6 +27,7 @@ pub struct Collected {
 /// A row of the index of garbage.
 struct Row {
     key: Key,
+    since_ms: u64,
     volume: VolumeId,
     block: BlockId,
 }
@@ -33,10 +35,11 @@ struct Row {
 impl Row {
     fn parse(key: Key) -> Result<Self> {
         let corrupt = || Error::corrupt(format!("garbage row {}", hex::encode(&key)));
-        let rest = key.get(1 + 8..).ok_or_else(corrupt)?;
+        let (since_ms, rest) = key.get(1..).and_then(<[u8]>::split_first_chunk::<8>).ok_or_else(corrupt)?;
         let (volume, block) = rest.split_first_chunk::<8>().ok_or_else(corrupt)?;
         let block = BlockId(block.try_into().map_err(|_| corrupt())?);
-        Ok(Self { volume: VolumeId(u64::from_be_bytes(*volume)), block, key })
+        let since_ms = u64::from_be_bytes(*since_ms);
+        Ok(Self { since_ms, volume: VolumeId(u64::from_be_bytes(*volume)), block, key })
     }
 }
 
@@ -47,6 +50,24 @@ impl Volumes {
     /// # Errors
     /// Those of the engine.
     pub async fn collect(&self, from: Option<Key>, older_than_ms: u64, limit: usize) -> Result<Collected> {
+        self.walk(from, older_than_ms, limit, false).await
+    }
+
+    /// The same, but nothing is changed: it says what would be deleted.
+    ///
+    /// # Errors
+    /// Those of the engine.
+    pub async fn preview(&self, from: Option<Key>, older_than_ms: u64, limit: usize) -> Result<Collected> {
+        self.walk(from, older_than_ms, limit, true).await
+    }
+
+    async fn walk(
+        &self,
+        from: Option<Key>,
+        older_than_ms: u64,
+        limit: usize,
+        dry_run: bool,
+    ) -> Result<Collected> {
         let first = from.unwrap_or_else(|| b"g".to_vec());
         let end = keys::garbage(older_than_ms.saturating_add(1), VolumeId(0), &BlockId([0; 32]));
         if first >= end {
@@ -60,7 +81,12 @@ impl Volumes {
         for (key, ()) in rows {
             collected.looked_at += 1;
             let row = Row::parse(key)?;
-            match self.look_at(&row, older_than_ms).await {
+            let found = if dry_run {
+                self.would_delete(&row, older_than_ms).await
+            } else {
+                self.look_at(&row, older_than_ms).await
+            };
+            match found {
                 Ok(Some(bytes)) => {
                     collected.blocks += 1;
                     collected.bytes += u64::from(bytes);
@@ -73,6 +99,30 @@ impl Volumes {
             }
         }
         Ok(collected)
+    }
+
+    /// The bytes of a block that is garbage, without a lock: what is decided is decided by [`Volumes::look_at`].
+    async fn would_delete(&self, row: &Row, older_than_ms: u64) -> Result<Option<u32>> {
+        let meta = &self.shared.meta;
+        let block: Option<Block> = meta.get(&keys::block(row.volume, &row.block)).await?;
+        let Some(block) = block else { return Ok(None) };
+        let references: Option<References> = meta.get(&keys::references(row.volume, &row.block)).await?;
+        let is_removed = self.is_gone(row.volume).await?;
+        let references = references.filter(|_| !is_removed).unwrap_or_default();
+        let youngest_ms = references.unused_since_ms.max(block.stored_ms);
+        let is_garbage =
+            block.deleting || (references.count == 0 && block.members == 0 && youngest_ms <= older_than_ms);
+        // A block may have several rows and counts once, with its youngest.
+        Ok((is_garbage && row.since_ms == youngest_ms).then_some(block.size))
+    }
+
+    /// Whether a volume has been taken away, and with it every reference.
+    async fn is_gone(&self, volume: VolumeId) -> Result<bool> {
+        match self.even_removed(volume).await {
+            Ok(_) => Ok(false),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
+            Err(error) => Err(error),
+        }
     }
 
     /// Deletes a block if it is garbage; its bytes.

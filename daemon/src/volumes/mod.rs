@@ -5,11 +5,13 @@
 mod blocks;
 mod cache;
 mod commit;
+mod compaction;
 mod delegations;
 pub mod files;
 mod fsck;
 mod garbage;
 mod homes;
+mod joining;
 mod load;
 mod orphans;
 mod packing;
@@ -35,6 +37,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 pub(crate) use self::commit::{Change, Mutations};
+pub use self::compaction::Compacted;
 pub use self::fsck::Live;
 pub use self::garbage::Collected;
 pub(crate) use self::load::after as key_after;
@@ -123,6 +126,12 @@ impl Volumes {
         for worker in locked(&self.workers).drain(..) {
             worker.abort();
         }
+    }
+
+    /// The nodes behind them.
+    #[cfg(test)]
+    pub(crate) fn replicator(&self) -> &Arc<Replicator> {
+        &self.shared.replicator
     }
 
     /// Who has sessions.

@@ -2,7 +2,6 @@
 
 use bytes::Bytes;
 use serde_bytes::ByteBuf;
-use tandemfs::api::fs::BLOCK_SIZE_MAX;
 use tandemfs::id::BlockId;
 use tandemfs::{ErrorKind, Result};
 
@@ -10,6 +9,7 @@ use super::volume::Volume;
 use super::{Volumes, key_after, records};
 use crate::meta::keys;
 use crate::meta::record::{Block, Place};
+use crate::replicate::{Load, Moving, Packed};
 
 /// Blocks that are put into order and packed together.
 const WINDOW: usize = 4096;
@@ -26,7 +26,7 @@ impl Volumes {
     ///
     /// # Errors
     /// Those of the engine and of the nodes; what was packed before stays so.
-    pub async fn pack(&self) -> Result<usize> {
+    pub async fn pack(&self) -> Result<u64> {
         let mut packed = 0;
         for record in records(&self.shared.meta).await? {
             match self.volume(record.id).await {
@@ -41,7 +41,7 @@ impl Volumes {
 }
 
 impl Volume {
-    async fn pack(&self) -> Result<usize> {
+    async fn pack(&self) -> Result<u64> {
         let (mut from, end) = keys::inline_of_volume(self.id);
         let mut packed = 0;
         loop {
@@ -71,23 +71,22 @@ impl Volume {
         }
     }
 
-    async fn pack_window(&self, window: &[(u64, BlockId)]) -> Result<usize> {
-        let pack = async |blocks| self.shared.replicator.pack(self.id, self.key.clone(), blocks).await;
-        let mut blocks: Vec<(BlockId, Bytes)> = Vec::new();
-        let (mut bytes, mut packed) = (0, 0);
+    async fn pack_window(&self, window: &[(u64, BlockId)]) -> Result<u64> {
+        let pack = async |load| self.shared.replicator.pack(self.id, self.key.clone(), load).await;
+        let mut load = Load::default();
+        let mut packed = Packed::default();
         for some in window.chunks(STEP) {
             let stored: Vec<_> = some.iter().map(|(_, id)| keys::inline(self.id, id)).collect();
             let data = self.shared.meta.get_many::<ByteBuf>(&stored).await?;
             for ((_, id), data) in some.iter().zip(data) {
                 let Some(data) = data else { continue };
-                if bytes + data.len() > BLOCK_SIZE_MAX {
-                    packed += pack(std::mem::take(&mut blocks)).await?;
-                    bytes = 0;
+                if !load.has_room(data.len()) {
+                    packed += pack(std::mem::take(&mut load)).await?;
                 }
-                bytes += data.len();
-                blocks.push((*id, Bytes::from(data.into_vec())));
+                load.add(Moving { id: *id, from: Place::Inline, data: Bytes::from(data.into_vec()) });
             }
         }
-        Ok(packed + pack(blocks).await?)
+        packed += pack(load).await?;
+        Ok(packed.blocks)
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use tandemfs::id::BlockId;
-use tandemfs::tree::Mutation;
+use tandemfs::tree::{Mutation, is_piece};
 use tandemfs::{Error, Result};
 
 use super::volume::{State, Volume};
@@ -23,7 +23,17 @@ impl Volume {
     ) -> Result<()> {
         let mut ends: BTreeMap<BlockId, u64> = BTreeMap::new();
         for mutation in mutations {
-            let Mutation::Write { extents, .. } = mutation else { continue };
+            let extents = match mutation {
+                Mutation::Write { extents, .. } => extents,
+                Mutation::Join { extents, block, .. } => {
+                    let pieces = extents.iter().filter(|extent| is_piece(extent));
+                    let end: u64 = pieces.map(|piece| u64::from(piece.length)).sum();
+                    let last = ends.entry(*block).or_default();
+                    *last = end.max(*last);
+                    continue;
+                }
+                _ => continue,
+            };
             for extent in extents {
                 let end = u64::from(extent.block_offset)
                     .checked_add(extent.length)

@@ -2,8 +2,10 @@
 
 mod changes;
 mod collecting;
+mod compaction;
 mod files;
 pub(crate) mod fsck;
 mod inline;
+mod joining;
 mod shares;
 pub(crate) mod world;

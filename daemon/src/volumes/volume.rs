@@ -9,6 +9,7 @@ use tandemfs::{Error, Result};
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::cache::{Life, RecordCache};
+use super::joining::Scattered;
 use super::orphans::{Orphans, locked};
 use super::tally::Tally;
 use super::unsettled::Unsettled;
@@ -56,6 +57,7 @@ pub(crate) struct Volume {
     pub(super) shared: Arc<Shared>,
     pub(crate) orphans: Arc<Orphans>,
     pub(super) unsettled: Unsettled,
+    pub(super) scattered: Scattered,
     state: Mutex<State>,
     progress: watch::Sender<Progress>,
     /// Positions that are so far, while one before them is not. Locked before the progress is changed.
@@ -133,6 +135,7 @@ impl Volume {
             shared,
             orphans,
             unsettled: Unsettled::default(),
+            scattered: Scattered::default(),
             state: Mutex::new(state),
             progress: watch::Sender::new(Progress::default()),
             ahead: std::sync::Mutex::default(),

@@ -11,7 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::fsck::Report;
 use crate::meta::{self, Meta, keys};
-use crate::replicate::Mended;
+use crate::replicate::{Mended, Sum};
+use crate::volumes::{Collected, Compacted};
 use crate::watch;
 
 /// Faults that are kept in words.
@@ -86,6 +87,35 @@ impl Task {
         let job = &mut self.lock().job;
         (job.blocks_done, job.blocks_total) = (0, blocks);
         job.faults.clear();
+        if job.dry_run {
+            (job.blocks_removed, job.bytes_removed) = (0, 0);
+        }
+    }
+
+    /// Adds what a step of a collection removed, or would remove.
+    pub(super) fn collected(&self, step: &Collected) {
+        let job = &mut self.lock().job;
+        job.blocks_done += step.looked_at;
+        job.blocks_total = job.blocks_total.max(job.blocks_done);
+        job.blocks_removed += step.blocks;
+        job.bytes_removed += step.bytes;
+    }
+
+    /// Says what compaction would win.
+    pub(super) fn would_win(&self, half_dead: Sum) {
+        let job = &mut self.lock().job;
+        (job.packs, job.bytes_won) = (half_dead.blocks, half_dead.bytes);
+    }
+
+    /// Says what compaction has done so far.
+    pub(super) fn compacted(&self, done: &Compacted) {
+        let job = &mut self.lock().job;
+        job.blocks_done = done.looked_at;
+        job.blocks_total = job.blocks_total.max(job.blocks_done);
+        job.blocks_packed = done.packed.blocks;
+        job.packs = done.packed.emptied;
+        job.parts_joined = done.joined;
+        job.bytes_won = done.packed.emptied_bytes.saturating_sub(done.packed.bytes);
     }
 
     /// Says how many blocks there are to look at.

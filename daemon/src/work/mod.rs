@@ -4,6 +4,7 @@
 //! when it starts again.
 
 mod collect;
+mod compact;
 mod heal;
 mod job;
 mod journal;
@@ -23,7 +24,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tandemfs::api::admin::{Job, JobKind, JobState};
+use tandemfs::api::admin::{Job, JobKind, JobState, StartJob};
 use tandemfs::api::files::LastScrub;
 use tandemfs::clock::Clock;
 use tandemfs::id::{JobId, NodeId};
@@ -36,9 +37,9 @@ use crate::fsck::scratch::Scratch;
 use crate::journal::Journal;
 use crate::meta::{self, Meta, keys};
 use crate::metrics::COUNTERS;
-use crate::replicate::{Mended, Replicator};
+use crate::replicate::Replicator;
 use crate::settings::Settings;
-use crate::volumes::{Live, Volumes};
+use crate::volumes::{Compacted, Live, Volumes};
 use job::{JobRecord, Place, Task};
 
 pub use collect::Garbage;
@@ -124,8 +125,9 @@ impl Jobs {
         Ok(Arc::new(Self { inner }))
     }
 
-    /// Has small blocks leave the metadata.
+    /// Has small blocks leave the metadata, and packs that are hardly in use.
     pub fn pack(&self, volumes: Arc<Volumes>) {
+        self.inner.employ(compact::Compactor { volumes: volumes.clone(), last: Instant::now(), won: true });
         self.inner.employ(pack::Packer { volumes, last: Instant::now() });
     }
 
@@ -160,12 +162,20 @@ impl Jobs {
         self.inner.scrub(id).await
     }
 
-    /// Begins to remove blocks that nothing has named for the grace period.
+    /// Begins to remove blocks that nothing has named for the grace period, or only to find out which these are.
+    ///
+    /// # Errors
+    /// `Busy` while one is running that removes them, or does not, as this one is not to; those of the engine.
+    pub async fn collect(&self, dry_run: bool) -> Result<JobId> {
+        self.inner.begin_with(StartJob { dry_run, ..StartJob::of(JobKind::Collect) }).await
+    }
+
+    /// Begins to pack small blocks and to rewrite packs of which less than half is in use.
     ///
     /// # Errors
     /// Those of the engine.
-    pub async fn collect(&self) -> Result<JobId> {
-        self.inner.begin(JobKind::Collect, None).await
+    pub async fn compact(&self) -> Result<JobId> {
+        self.inner.begin(JobKind::Compact, None).await
     }
 
     /// Begins to check whether trees, counts and copies fit together, and to mend them if that is asked for.
@@ -173,7 +183,7 @@ impl Jobs {
     /// # Errors
     /// `Busy` while one is running that does not mend, or does, as this one is not to; those of the engine.
     pub async fn fsck(&self, repair: bool) -> Result<JobId> {
-        self.inner.begin_with(JobKind::Fsck, None, repair).await
+        self.inner.begin_with(StartJob { repair, ..StartJob::of(JobKind::Fsck) }).await
     }
 
     /// A job.
@@ -299,18 +309,14 @@ impl Inner {
 
     /// Begins a job, or joins the same one that is running.
     async fn begin(self: &Arc<Self>, kind: JobKind, node: Option<NodeId>) -> Result<JobId> {
-        self.begin_with(kind, node, false).await
+        self.begin_with(StartJob { node_id: node, ..StartJob::of(kind) }).await
     }
 
-    async fn begin_with(
-        self: &Arc<Self>,
-        kind: JobKind,
-        node: Option<NodeId>,
-        repair: bool,
-    ) -> Result<JobId> {
+    async fn begin_with(self: &Arc<Self>, start: StartJob) -> Result<JobId> {
+        let StartJob { kind, node_id: node, repair, dry_run } = start;
         let _beginning = self.beginning.lock().await;
         if let Some(job) = self.running(kind, node).map(|task| task.job()) {
-            return if job.repair == repair {
+            return if (job.repair, job.dry_run) == (repair, dry_run) {
                 Ok(job.job_id)
             } else {
                 Err(Error::busy(format!("job {} is running", job.job_id)))
@@ -341,6 +347,13 @@ impl Inner {
             faults_mended: 0,
             faults_left: 0,
             faults: Vec::new(),
+            dry_run,
+            blocks_removed: 0,
+            bytes_removed: 0,
+            blocks_packed: 0,
+            packs: 0,
+            bytes_won: 0,
+            parts_joined: 0,
         };
         let task = Arc::new(Task::new(JobRecord { job, place: Place::Start, term }));
         task.save(&self.meta).await?;
@@ -420,17 +433,12 @@ impl Inner {
                 }
                 Ok(())
             }
-            (JobKind::Collect, _) => {
-                let mut from = None;
-                loop {
-                    let collected =
-                        collect::step(self.garbage.as_ref(), from, self.clock.as_ref(), self.grace).await?;
-                    task.add(collected.looked_at, &Mended::default());
-                    from = collected.next;
-                    if from.is_none() {
-                        return Ok(());
-                    }
-                }
+            (JobKind::Collect, _) => collect::run(self, task, job.dry_run).await,
+            (JobKind::Compact, _) => {
+                // It begins anew after a restart, and finds less to do.
+                task.forget_progress(self.replicator.counts().total);
+                let tell = |done: Compacted| task.compacted(&done);
+                self.garbage.compact(&tell).await.map(drop)
             }
             (JobKind::Fsck, _) => {
                 // It begins anew after a restart.

@@ -20,10 +20,10 @@ use crate::blocks::faulty::{Faults, FaultyStore};
 use crate::blocks::memory::MemoryStore;
 use crate::fsck::Report;
 use crate::meta::{Key, Meta, MetaStore};
-use crate::replicate::{NodeSetup, Replicator};
+use crate::replicate::{NodeSetup, Replicator, Sum};
 use crate::segments::memory::MemorySegments;
 use crate::settings::Settings;
-use crate::volumes::{Collected, Live};
+use crate::volumes::{Collected, Compacted, Live};
 
 pub(crate) const VOLUME: VolumeId = VolumeId(7);
 
@@ -44,6 +44,18 @@ struct NoGarbage;
 impl Garbage for NoGarbage {
     async fn collect(&self, _: Option<Key>, _: u64, _: usize) -> Result<Collected> {
         Ok(Collected::default())
+    }
+
+    async fn preview(&self, _: Option<Key>, _: u64, _: usize) -> Result<Collected> {
+        Ok(Collected::default())
+    }
+
+    fn half_dead(&self) -> Sum {
+        Sum::default()
+    }
+
+    async fn compact(&self, _: &(dyn Fn(Compacted) + Send + Sync)) -> Result<Compacted> {
+        Ok(Compacted::default())
     }
 
     async fn fsck(&self, _: Live<'_>) -> Result<Report> {

@@ -202,6 +202,7 @@ proptest! {
             members: 4,
             stored_ms: 3,
             deleting: false,
+            member_bytes: 5,
         };
         let stored = record::encode(b"key", &block).unwrap();
         prop_assert!(record::decode::<record::Block>(b"key", &stored).is_ok());

@@ -81,10 +81,12 @@ fn all_look_back(world: &World) {
 /// An admin looks after things without a cause.
 async fn errand(world: &World, parts: &Parts) {
     let node = world.draw(|random| random.pick(&world.nodes).number());
-    let result = match world.draw(|random| random.below(6)) {
+    let result = match world.draw(|random| random.below(7)) {
         0 => parts.scrub(node).await.map(drop),
         1 => parts.heal().await.map(drop),
         2 => parts.collect().await.map(drop),
+        3 => parts.volumes.compact(&|_| ()).await.map(drop),
+        4 => parts.volumes.join(1, &|_| ()).await.map(drop),
         _ => parts.volumes.pack().await.map(drop),
     };
     if let Err(error) = result {

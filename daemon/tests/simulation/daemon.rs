@@ -176,7 +176,7 @@ impl Parts {
 
     /// Has garbage collected.
     pub async fn collect(&self) -> Result<JobId> {
-        self.jobs.collect().await
+        self.jobs.collect(false).await
     }
 
     async fn wait(&self, job: JobId) -> Result<()> {

@@ -172,7 +172,7 @@ impl Count {
         let mut data = BTreeMap::new();
         let blocks = world.blocks();
         let mut inline = world.engine.rows(b"d").len();
-        let mut members: BTreeMap<BlockId, u32> = BTreeMap::new();
+        let mut members: BTreeMap<BlockId, (u32, u32)> = BTreeMap::new();
         for (id, block) in &blocks {
             if block.deleting || !(references.contains_key(id) || block.members > 0) {
                 return Err(format!("{id:?} is not referred to, and has a record: {block:?}"));
@@ -194,7 +194,9 @@ impl Count {
                     continue;
                 }
                 Place::Pack { block: pack, .. } => {
-                    *members.entry(pack).or_default() += 1;
+                    let (count, bytes) = members.entry(pack).or_default();
+                    *count += 1;
+                    *bytes += block.size;
                     continue;
                 }
             }
@@ -214,9 +216,9 @@ impl Count {
             return Err(format!("{inline} blocks too many lie in the metadata"));
         }
         for (id, block) in &blocks {
-            let counted = members.get(id).copied().unwrap_or(0);
-            if block.members != counted {
-                return Err(format!("{id:?} has {counted} members: {block:?}"));
+            let counted = members.get(id).copied().unwrap_or_default();
+            if (block.members, block.member_bytes) != counted {
+                return Err(format!("{id:?} has {counted:?} members and bytes of them: {block:?}"));
             }
             if let Place::Pack { block: pack, offset } = block.place {
                 let within = offset as usize..(offset + block.size) as usize;

@@ -110,7 +110,10 @@ impl Fs {
             Mutation::SetXattr { ino, .. } | Mutation::RemoveXattr { ino, .. } => {
                 ("extended attributes changed", *ino, None)
             }
-            Mutation::Reap { .. } | Mutation::SetDigest { .. } | Mutation::Accessed { .. } => return,
+            Mutation::Reap { .. }
+            | Mutation::SetDigest { .. }
+            | Mutation::Accessed { .. }
+            | Mutation::Join { .. } => return,
         };
         let mut path = self.path(story, ino).await;
         path.extend(name.cloned());

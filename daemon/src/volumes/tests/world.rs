@@ -2,13 +2,13 @@
 
 use bytes::Bytes;
 use std::sync::Arc;
+use tandemfs::Result;
 use tandemfs::api::fs::{Batch, BatchReply, OpenSession, SessionGrant};
 use tandemfs::api::users::Role;
 use tandemfs::clock::{ManualClock, Time};
 use tandemfs::id::{BlockId, Ino, NodeId, SessionId, UserId, VolumeId};
 use tandemfs::name::Name;
 use tandemfs::tree::{Credentials, Mutation, NewNode, WrittenExtent};
-use tandemfs::{Error, Result};
 
 use crate::accounts::Caller;
 use crate::blocks::{self, BlockStore};
@@ -19,7 +19,7 @@ use crate::segments::memory::MemorySegments;
 use crate::sessions::Sessions;
 use crate::settings::Settings;
 use crate::volumes::files::Preconditions;
-use crate::volumes::{Volume, Volumes};
+use crate::volumes::{Compacted, Volume, Volumes};
 
 /// A daemon's middle.
 pub(crate) struct World {
@@ -153,10 +153,15 @@ impl World {
         self.volumes.delete(&self.caller, id, &Preconditions::default()).await
     }
 
+    /// Milliseconds since 1970.
+    pub(crate) fn now_ms(&self) -> u64 {
+        use tandemfs::clock::Clock;
+        u64::try_from(self.clock.now().as_millis()).unwrap()
+    }
+
     /// Collects all garbage that is old enough; how many blocks.
     pub(crate) async fn collect(&self) -> Result<u64> {
-        use tandemfs::clock::Clock;
-        let now = u64::try_from(self.clock.now().as_millis()).map_err(|_| Error::internal("time"))?;
+        let now = self.now_ms();
         let (mut from, mut blocks) = (None, 0);
         loop {
             let step = self.volumes.collect(from, now - self.settings.grace_s * 1000, 7).await?;
@@ -166,6 +171,11 @@ impl World {
                 None => return Ok(blocks),
             }
         }
+    }
+
+    /// Rewrites packs of which less than half is in use.
+    pub(crate) async fn compact(&self) -> Result<Compacted> {
+        self.volumes.compact_packs(&|_| ()).await
     }
 
     /// Objects on all nodes.
