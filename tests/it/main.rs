@@ -9,6 +9,7 @@ mod shell;
 mod audit;
 mod browser;
 mod commits;
+mod compaction;
 mod crash;
 mod cut_off;
 mod damage;

@@ -63,7 +63,7 @@ type Model = BTreeMap<String, u64>;
 fn apply(model: &mut Model, line: &str) {
     let words: Vec<&str> = line.split(' ').collect();
     match words[..] {
-        ["put", name, number] => drop(model.insert(name.into(), number.parse().unwrap())),
+        ["put", name, number] => drop(model.insert(name.into(), number.parse().expect("a number"))),
         ["move", from, to] => {
             let number = model.remove(from).expect("it was made");
             model.insert(to.into(), number);

@@ -169,7 +169,7 @@ fn orphans_are_written_to_and_reaped_from_the_end() {
 fn joining_changes_where_the_content_lies_and_nothing_else() {
     let mut store = store();
     assert_eq!(store.apply(&write(2, &[written(0, 100, 1, 0), written(40, 20, 2, 0)])), Ok(()));
-    let (inode, usage) = (store.inode(F), store.usage());
+    let (inode, usage) = (store.inode(F).clone(), store.usage());
     let extents = store.chunk(F, 0).0;
     let join =
         |extents: &[Extent]| Mutation::Join { ino: F, number: 0, extents: extents.to_vec(), block: block(3) };
@@ -179,6 +179,6 @@ fn joining_changes_where_the_content_lies_and_nothing_else() {
     assert_eq!(store.apply(&join(&extents)), Ok(()));
     assert_eq!(store.chunk(F, 0).0, [Extent { start: 0, length: 100, block: block(3), offset: 0 }]);
     assert_eq!((store.references.get(&block(1)), store.references.get(&block(2))), (None, None));
-    assert_eq!((store.references[&block(3)], store.inode(F), store.usage()), (1, inode, usage));
+    assert_eq!((store.references[&block(3)], store.inode(F), store.usage()), (1, &inode, usage));
     assert_eq!(store.apply(&join(&extents)), Err(ErrorKind::Stale));
 }

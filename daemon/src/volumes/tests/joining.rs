@@ -24,6 +24,8 @@ async fn world() -> World {
     let settings = Settings { lease_ms: 3_000, grace_s: 60, inline_bytes: 32 << 10, ..Settings::default() };
     let world = World::with(settings, None).await;
     world.switches.say_copies(2);
+    // The file's number is one that was given.
+    world.volume().await.take_inos(FILE).await.unwrap();
     world
 }
 
@@ -96,7 +98,8 @@ async fn five_thousand_overwrites_leave_few_pieces() {
     let inline = world.meta.scan_raw(b"d", b"e", 99).await.unwrap().len();
     assert_eq!(world.objects().await / 2 + inline, blocks.len());
     let world = world.restart().await;
-    assert!(content(&world.volume().await).await == model);
+    let volume = world.volume().await;
+    assert!(content(&volume).await == model);
     sound(&world).await;
 }
 
