@@ -127,6 +127,8 @@ impl Restore {
                 std::fs::rename(beside(&draft, suffix), beside(&database, suffix))?;
             }
         }
+        // SQLite leaves its shared memory where its last checkpoint has failed.
+        remove(&draft)?;
         if self.until != Until::End {
             // Only now: until then the nodes have all that there is.
             nodes.values().try_for_each(|directory| put_aside(directory, restored.position))?;
