@@ -1,7 +1,7 @@
 """One workload on one place: what is measured, and by how many processes."""
 import contextlib, multiprocessing, os, subprocess, time
 
-# Seconds in which what the step before has left undone is done: `-o lease` sends changes a twentieth of a second late.
+# Seconds in which what the step before has left undone is done: a mount that is alone sends changes a twentieth of a second late.
 PAUSE = 0.1
 
 

@@ -61,10 +61,9 @@ fn room_comes_back_from_packs_of_deleted_files() {
         "{said}"
     );
     let done = cluster.tandem_json(&["admin", "compact"]);
-    assert_eq!(
-        (&done["state"], &done["blocks_packed"], &done["packs"]),
-        (&"done".into(), &100.into(), &said["packs"])
-    );
+    assert_eq!((&done["state"], &done["packs"]), (&"done".into(), &said["packs"]), "{done}");
+    // The hundred that are left, and perhaps that of the sums.
+    assert!((100..=101).contains(&done["blocks_packed"].as_u64().unwrap()), "{done}");
     sh(mount.path(), "md5sum -c --quiet sums");
     thread::sleep(GRACE);
     cluster.tandem(&["admin", "gc"]);

@@ -177,12 +177,12 @@ fn a_moment_of_the_past_is_brought_back() {
     let settings = "grace_s = 1\ncollect_interval_s = 1\nrestore_window_s = 3600\n";
     let mut cluster = Cluster::at(outside.path(), &["--config", &super::damage::config(settings)]);
     let mount = cluster.mount("m");
-    sh(mount.path(), "echo small > small; head -c 3000000 /dev/zero | tr '\\0' x > large; sync");
+    sh(mount.path(), "echo small > small; head -c 3000000 /dev/zero | tr '\\0' x > large; sync small large");
     let moment = sh(mount.path(), "date -u +%Y-%m-%dT%H:%M:%S.%NZ");
     // What is deleted, overwritten and collected since would be gone without a window.
     sh(
         mount.path(),
-        "echo other > small; rm large; echo later > later; sync; sleep 4; echo again > small; sync",
+        "echo other > small; rm large; echo later > later; sync later; sleep 4; echo again > small; sync small",
     );
     mount.unmount();
     cluster.stop();
@@ -198,7 +198,7 @@ fn a_moment_of_the_past_is_brought_back() {
         mount.path(),
         "[ \"$(cat small)\" = small ] && [ $(tr -d x < large | wc -c) = 0 ] && [ $(stat -c %s large) = 3000000 ]",
     );
-    sh(mount.path(), "[ ! -e later ] && echo new > new && sync");
+    sh(mount.path(), "[ ! -e later ] && echo new > new && sync new");
     mount.unmount();
     restored.wait_healthy();
 }

@@ -295,6 +295,12 @@ impl Audience {
             && session.deadline() + COURTESY > Instant::now()
     }
 
+    /// Whether a silent session has a volume to itself.
+    pub(crate) fn is_kept(&self, volume: VolumeId) -> bool {
+        let session = self.delegations(volume).volume().and_then(|session| self.get(session));
+        session.is_some_and(|session| session.deadline() <= Instant::now())
+    }
+
     /// Whether any session has a volume to itself.
     pub(super) fn has_volumes_delegated(&self) -> bool {
         self.all_delegations().iter().any(|delegations| delegations.volume().is_some())

@@ -54,7 +54,7 @@ impl Volumes {
     pub async fn join_noted(&self) -> Result<u64> {
         let volumes: Vec<Arc<Volume>> = locked(&self.open).values().cloned().collect();
         let mut joined = 0;
-        for volume in volumes {
+        for volume in volumes.into_iter().filter(|volume| !volume.is_kept()) {
             for (ino, number) in volume.scattered.take() {
                 joined += u64::from(volume.try_join(ino, number, SEAMS_MANY).await?);
             }
@@ -70,7 +70,9 @@ impl Volumes {
     pub async fn join(&self, many: usize, tell: &(dyn Fn(u64) + Send + Sync)) -> Result<u64> {
         let mut joined = 0;
         for record in records(&self.shared.meta).await? {
-            let Some(volume) = self.compactable(record.id).await? else { continue };
+            let Some(volume) = self.compactable(record.id).await?.filter(|volume| !volume.is_kept()) else {
+                continue;
+            };
             let (mut from, end) = keys::all_chunks(record.id);
             loop {
                 let page: Vec<(Vec<u8>, Record)> = self.shared.meta.scan(&from, &end, PAGE).await?;
@@ -94,6 +96,11 @@ impl Volumes {
 }
 
 impl Volume {
+    /// Whether it is kept as it is for a session that is silent and may come back, which a change would end.
+    fn is_kept(&self) -> bool {
+        self.shared.audience.is_kept(self.id)
+    }
+
     /// Joins a part of a file, unless it cannot be read or changes meanwhile.
     async fn try_join(self: &Arc<Self>, ino: Ino, number: u64, many: usize) -> Result<bool> {
         match self.join(ino, number, many).await {

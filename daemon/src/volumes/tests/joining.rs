@@ -2,13 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng, RngCore, SeedableRng};
 use tandemfs::ErrorKind;
+use tandemfs::api::fs::{DelegationRequest, ResumeSession};
 use tandemfs::id::{BlockId, Ino};
 use tandemfs::tree::{Chunk, Key, Mutation, Record, seams};
+use tokio::time::sleep;
 
 use super::world::{World, create, write};
 use crate::fsck::tests as fsck;
@@ -101,6 +104,23 @@ async fn five_thousand_overwrites_leave_few_pieces() {
     let volume = world.volume().await;
     assert!(content(&volume).await == model);
     sound(&world).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_joined_where_a_silent_session_has_the_volume() {
+    let world = world().await;
+    let volume = world.volume().await;
+    overwrite(&volume, vec![create("f", FILE)], 0, &[1; 1000]).await;
+    overwrite(&volume, Vec::new(), 100, b"here").await;
+    let session = world.session().await.session;
+    let take = world.sessions.delegation(&world.caller, session, &DelegationRequest::TakeVolume).await;
+    assert!(take.unwrap().done);
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(world.volumes.join(1, &|_| ()).await.unwrap(), 0);
+    assert!(world.sessions.last_event(session).is_some(), "it may come back");
+    world.sessions.resume(&world.caller, session, &ResumeSession::default()).await.unwrap();
+    world.sessions.close(&world.caller, session).await.unwrap();
+    assert_eq!(world.volumes.join(1, &|_| ()).await.unwrap(), 1);
 }
 
 #[tokio::test(start_paused = true)]
