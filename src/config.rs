@@ -169,12 +169,11 @@ pub fn config_directory() -> Result<PathBuf> {
     directory_from(|name| std::env::var_os(name).map(PathBuf::from), ("XDG_CONFIG_HOME", ".config"))
 }
 
-/// Where what can be lost lies: `$XDG_CACHE_HOME/tandemfs`, or `$HOME/.cache/tandemfs`.
-///
-/// # Errors
-/// As [`config_directory`].
-pub fn cache_directory() -> Result<PathBuf> {
+/// Where a mount keeps what it has not sent yet: `$XDG_CACHE_HOME/tandemfs`, `$HOME/.cache/tandemfs`, or for who has no home (a service, a mount
+/// at boot) `/var/cache/tandemfs`.
+pub fn cache_directory() -> PathBuf {
     directory_from(|name| std::env::var_os(name).map(PathBuf::from), ("XDG_CACHE_HOME", ".cache"))
+        .unwrap_or_else(|_| PathBuf::from("/var/cache/tandemfs"))
 }
 
 fn directory_from(

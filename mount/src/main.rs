@@ -148,7 +148,7 @@ fn serve(
         read_only: options.read_only,
         sync: options.sync,
         lease: options.lease,
-        cache_directory: options.cache_directory.clone().or_else(|| cache_directory().ok()),
+        cache_directory: Some(options.cache_directory.clone().unwrap_or_else(cache_directory)),
         client: format!("{}:{}", host.trim_end(), directory.display()),
         offline_timeout: options.offline_timeout,
         memory: options.memory,

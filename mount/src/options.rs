@@ -25,7 +25,7 @@ usage: tandem-mount URL DIRECTORY [-o option,option=…] [-f] [-v]
        credentials=FILE      a file of mode 0600 with `token = \"…\"`, or `username = \"…\"` and `password = \"…\"`
        ca=FILE               trust the authorities in this file (PEM), and no others
        cache_dir=DIRECTORY   where changes that are answered and not sent yet are kept
-                             (tandemfs in $XDG_CACHE_HOME or ~/.cache if not given)
+                             (tandemfs in $XDG_CACHE_HOME, ~/.cache or /var/cache if not given)
        memory=SIZE           for all buffers and caches together, 96M if not given
        offline_timeout=TIME  how long calls wait for a daemon that is away, 5min if not given
        log=FILE              where to log to in the background

@@ -1,4 +1,4 @@
-//! `-o lease`: a mount that is alone answers before it sends, and nobody else can tell.
+//! The lease: a mount that is alone answers before it sends, and nobody else can tell.
 
 use std::fs;
 use std::process::Command;
