@@ -79,6 +79,12 @@ pub enum LockRequest {
         /// The last byte.
         end: u64,
     },
+    /// All locks of a session that has the volume to itself and has granted them by itself, in the place of what the daemon knows of it. To be
+    /// sent before the volume is returned. Answers `done`, or `lost` as a claim does.
+    Replace {
+        /// All locks.
+        locks: Vec<HeldLock>,
+    },
     /// After a restart of the daemon: all locks that the session holds. Answers `done`, or `lost` when it came too late.
     Claim {
         /// The daemon's run that the claim is for.

@@ -6,6 +6,8 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use serde_json::Value;
 
@@ -196,7 +198,20 @@ async fn a_part_of_a_volume_is_mounted() {
         whole.path(),
         "mkdir -p a/b/c && echo secret > outside && echo in > a/b/f && ln -s ../../outside a/b/up && ln -s b a/link && touch file",
     );
-    let part = cluster.mount_as("admin", "admin123", "part", "subdir=/a/b");
+    // While it finds its way down, the directories above it change under a lease, which it has to be told of at once.
+    let passing = whole.path().join("passing");
+    let is_mounted = AtomicBool::new(false);
+    let part = thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_mounted.load(Ordering::Relaxed) {
+                fs::create_dir(&passing).unwrap();
+                fs::remove_dir(&passing).unwrap();
+            }
+        });
+        let part = cluster.mount_as("admin", "admin123", "part", "subdir=/a/b");
+        is_mounted.store(true, Ordering::Relaxed);
+        part
+    });
     let inside = sh(
         part.path(),
         r#"

@@ -5,7 +5,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionB
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tandemfs::{Error, Result};
@@ -21,6 +21,12 @@ const LAYOUT: i32 = 1;
 const READERS: usize = 4;
 /// How long to wait for another process that is just writing.
 const BUSY: Duration = Duration::from_secs(10);
+/// A look at so few keys, and a commit of so few writes and bytes, takes less time than to hand it to another thread and back.
+const FEW: usize = 32;
+const FEW_BYTES: usize = 64 << 10;
+/// Pages, as far as can be told from outside, that the write-ahead log holds before they are put into the database.
+const LOG_PAGES: usize = 1000;
+const PAGE_BYTES: usize = 4096;
 /// A database up to this size is checked page by page when it is opened; the rows of a larger one have their own
 /// checksums, and [`SqliteStore::check`] looks at all of it.
 const CHECK_AT_OPEN_MAX: u64 = 64 << 20;
@@ -37,6 +43,8 @@ struct Inner {
     /// Idle readers; `permits` has as many permits as there are readers, so nobody finds it empty.
     readers: Mutex<Vec<Connection>>,
     permits: Semaphore,
+    /// Pages that were written to the log since it was last put into the database.
+    logged: AtomicUsize,
     /// A sync has failed, so nobody knows what is on the disk: it takes no commit until it is opened anew.
     failed: AtomicBool,
 }
@@ -88,18 +96,24 @@ impl SqliteStore {
         let inner = self.0.clone();
         let _permit =
             self.0.permits.acquire().await.map_err(|_| Error::internal("the readers are closed"))?;
-        blocking(move || {
-            let reader = lock(&inner.readers).pop();
-            let reader =
-                reader.map_or_else(|| inner.connect(), Ok).map_err(|error| meaning(&error, "reading"))?;
-            let result = query(&reader).map_err(|error| meaning(&error, "reading"));
-            let mut idle = lock(&inner.readers);
-            if idle.len() < READERS {
-                idle.push(reader);
-            }
-            result
-        })
-        .await
+        blocking(move || inner.read(query)).await
+    }
+
+    /// Puts the write-ahead log into the database when it has grown long. That syncs the disk, so commits wait for it in other threads.
+    fn shorten_log(&self) {
+        if self.0.logged.load(Ordering::Relaxed) >= LOG_PAGES {
+            self.0.logged.store(0, Ordering::Relaxed);
+            let inner = self.0.clone();
+            tokio::task::spawn_blocking(move || {
+                let writer = lock(&inner.writer);
+                let shortened =
+                    writer.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| row.get::<_, i64>(0));
+                if let Err(error) = shortened {
+                    inner.note_failure(&error);
+                    log::error!("{}", meaning(&error, "putting the log into it").subject());
+                }
+            });
+        }
     }
 }
 
@@ -148,6 +162,7 @@ impl Inner {
             writer: Mutex::new(writer),
             readers: Mutex::new(readers),
             permits: Semaphore::new(READERS),
+            logged: AtomicUsize::new(0),
             failed: AtomicBool::new(false),
         })
     }
@@ -182,22 +197,50 @@ impl Inner {
         Ok(())
     }
 
-    fn commit(&self, guards: &[Guard], writes: &[Write]) -> Result<()> {
-        let mut writer = lock(&self.writer);
+    fn read<T>(&self, query: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
+        let reader = lock(&self.readers).pop();
+        let reader = reader.map_or_else(|| self.connect(), Ok).map_err(|error| meaning(&error, "reading"))?;
+        let result = query(&reader).map_err(|error| meaning(&error, "reading"));
+        let mut idle = lock(&self.readers);
+        if idle.len() < READERS {
+            idle.push(reader);
+        }
+        result
+    }
+
+    /// Commits if nobody else writes.
+    fn try_commit(&self, guards: &[Guard], writes: &[Write]) -> Option<Result<()>> {
+        let mut writer = self.writer.try_lock().ok()?;
+        Some(self.commit(&mut writer, guards, writes))
+    }
+
+    fn commit(&self, writer: &mut Connection, guards: &[Guard], writes: &[Write]) -> Result<()> {
         if self.failed.load(Ordering::SeqCst) {
             return Err(Error::unavailable("the metadata store failed to sync its disk; restart the daemon"));
         }
-        match commit(&mut writer, guards, writes) {
-            Ok(None) => Ok(()),
+        match commit(writer, guards, writes) {
+            Ok(None) => {
+                let pages = writes.iter().map(|write| 1 + bytes_of(write) / PAGE_BYTES).sum();
+                self.logged.fetch_add(pages, Ordering::Relaxed);
+                Ok(())
+            }
             Ok(Some(key)) => Err(Error::stale(format!("metadata record {}", hex::encode(key)))),
             Err(error) => {
-                if is_failed_sync(&error) {
-                    self.failed.store(true, Ordering::SeqCst);
-                }
+                self.note_failure(&error);
                 Err(meaning(&error, "committing"))
             }
         }
     }
+
+    fn note_failure(&self, error: &rusqlite::Error) {
+        if is_failed_sync(error) {
+            self.failed.store(true, Ordering::SeqCst);
+        }
+    }
+}
+
+fn bytes_of(write: &Write) -> usize {
+    write.key.len() + write.value.as_ref().map_or(0, Vec::len)
 }
 
 fn connect(path: &Path) -> rusqlite::Result<Connection> {
@@ -207,6 +250,7 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     connection.set_prepared_statement_cache_capacity(16);
     connection.execute_batch(
         "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA journal_size_limit = 67108864;
+         PRAGMA wal_autocheckpoint = 0;
          PRAGMA cache_size = -8192; PRAGMA cell_size_check = ON; PRAGMA trusted_schema = OFF;
          PRAGMA temp_store = MEMORY;",
     )?;
@@ -234,6 +278,15 @@ fn commit(writer: &mut Connection, guards: &[Guard], writes: &[Write]) -> rusqli
     }
     transaction.commit()?;
     Ok(None)
+}
+
+/// Values of one moment.
+fn values(reader: &Connection, keys: &[Key]) -> rusqlite::Result<Vec<Option<Value>>> {
+    if let [key] = keys {
+        return Ok(vec![value(reader, key)?]);
+    }
+    let moment = reader.unchecked_transaction()?;
+    keys.iter().map(|key| value(&moment, key)).collect()
 }
 
 fn value(connection: &Connection, key: &[u8]) -> rusqlite::Result<Option<Value>> {
@@ -272,13 +325,13 @@ impl MetaStore for SqliteStore {
         if keys.is_empty() {
             return Ok(Vec::new());
         }
+        if keys.len() <= FEW
+            && let Ok(_permit) = self.0.permits.try_acquire()
+        {
+            return self.0.read(|reader| values(reader, keys));
+        }
         let keys = keys.to_vec();
-        self.read(move |reader| {
-            // One transaction: all values are of one moment.
-            let moment = reader.unchecked_transaction()?;
-            keys.iter().map(|key| value(&moment, key)).collect()
-        })
-        .await
+        self.read(move |reader| values(reader, &keys)).await
     }
 
     async fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Key, Value)>> {
@@ -294,8 +347,17 @@ impl MetaStore for SqliteStore {
     }
 
     async fn commit(&self, guards: Vec<Guard>, writes: Vec<Write>) -> Result<()> {
-        let inner = self.0.clone();
-        blocking(move || inner.commit(&guards, &writes)).await
+        let is_small = writes.len() <= FEW && writes.iter().map(bytes_of).sum::<usize>() <= FEW_BYTES;
+        let at_once = is_small.then(|| self.0.try_commit(&guards, &writes)).flatten();
+        let done = match at_once {
+            Some(done) => done,
+            None => {
+                let inner = self.0.clone();
+                blocking(move || inner.commit(&mut lock(&inner.writer), &guards, &writes)).await
+            }
+        };
+        self.shorten_log();
+        done
     }
 
     async fn forget(&self) -> Result<()> {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::FutureExt;
-use tandemfs::api::fs::ResumeSession;
+use tandemfs::api::fs::{DelegationRequest, ResumeSession};
 use tandemfs::api::locks::{HeldLock, Lock, LockKind, LockOutcome, LockRequest};
 use tandemfs::id::{Ino, SessionId};
 use tandemfs::{ErrorKind, Result};
@@ -268,4 +268,33 @@ async fn a_claim_that_comes_too_late_is_refused() {
     unlock(&world, two, 1).await;
     assert_eq!(claim(&world, one, vec![write()]).await, LockOutcome::Lost, "two has had it since");
     assert_eq!(set(&world, two, write()).await, LockOutcome::Done);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_the_volume_hands_its_locks_over_before_another_is_granted_any() {
+    let world = World::new().await;
+    let one = world.session().await.session;
+    assert_eq!(set(&world, one, held(5, LockKind::Write, 50, 59)).await, LockOutcome::Done);
+    let take = DelegationRequest::TakeVolume;
+    assert!(world.sessions.delegation(&world.caller, one, &take).await.unwrap().done);
+    let two = world.session().await.session;
+    // It has asked for nothing else before.
+    let mut asked = Box::pin(set(&world, two, write()));
+    assert!(
+        timeout(Duration::from_millis(100), &mut asked).await.is_err(),
+        "it does not wait for the volume"
+    );
+    // What it has granted itself takes the place of what the daemon knew of it.
+    let replace = LockRequest::Replace { locks: vec![write()] };
+    assert_eq!(ask(&world, one, replace).await.unwrap(), LockOutcome::Done);
+    world.sessions.delegation(&world.caller, one, &DelegationRequest::ReturnVolume).await.unwrap();
+    assert!(matches!(asked.await, LockOutcome::Held { own: false, .. }));
+    assert_eq!(set(&world, two, held(1, LockKind::Write, 50, 59)).await, LockOutcome::Done);
+    // All or nothing, and no range that is none.
+    let locks = vec![held(2, LockKind::Write, 20, 29), held(3, LockKind::Write, 55, 55)];
+    assert_eq!(ask(&world, one, LockRequest::Replace { locks }).await.unwrap(), LockOutcome::Lost);
+    assert_eq!(set(&world, two, held(1, LockKind::Write, 0, 29)).await, LockOutcome::Done);
+    let locks = vec![held(2, LockKind::Write, 9, 8)];
+    let refused = ask(&world, one, LockRequest::Replace { locks }).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Invalid);
 }

@@ -77,11 +77,18 @@ impl Sessions {
             },
             _ => None,
         };
-        let locks = self.audience.locks(session.record().volume);
+        let volume = session.record().volume;
+        // Whoever has the volume to itself grants locks by itself.
+        if self.audience.delegations(volume).volume().is_some_and(|holder| holder != id)
+            && let Some(in_the_way) = self.audience.in_the_way(volume, Some(id), &BTreeSet::new())
+        {
+            self.audience.recall(in_the_way).await;
+        }
+        let locks = self.audience.locks(volume);
         let outcome = locks.carry_out(run, id, request).await?;
         if self.audience.get(id).is_none() {
             // It has ended meanwhile, perhaps before this was granted.
-            self.audience.free(session.record().volume, &session);
+            self.audience.free(volume, &session);
             return Err(Error::session_ended(format!("session {id}")));
         }
         Ok(LockReply { run, outcome })
@@ -138,7 +145,9 @@ impl Locks {
             let unclaimed = &self.inner().unclaimed;
             match &request {
                 LockRequest::Claim { .. } => true,
-                LockRequest::Unlock { .. } | LockRequest::Leave(_) => !unclaimed.contains(&session),
+                LockRequest::Unlock { .. } | LockRequest::Leave(_) | LockRequest::Replace { .. } => {
+                    !unclaimed.contains(&session)
+                }
                 _ => unclaimed.is_empty(),
             }
         };
@@ -163,6 +172,7 @@ impl Locks {
                 self.changed();
                 Ok(outcome(done))
             }
+            LockRequest::Replace { locks } => self.replace(session, &locks),
             LockRequest::Claim { run: meant, .. } if meant != run => {
                 Err(Error::stale("the daemon was started anew in the meantime"))
             }
@@ -173,9 +183,7 @@ impl Locks {
     /// Takes all of the locks that a session of the run before has held, or none. What it had only asked for is taken when all have
     /// claimed, where nothing stands against it: others may have been refused because of it.
     fn claim(&self, session: SessionId, locks: &[HeldLock], asked: Vec<HeldLock>) -> Result<LockOutcome> {
-        for held in locks.iter().chain(&asked) {
-            check(held.lock.start, held.lock.end)?;
-        }
+        check_all(locks.iter().chain(&asked))?;
         let mut inner = self.inner();
         let is_awaited = inner.unclaimed.remove(&session);
         let kept = locks.is_empty() || (!inner.late.contains(&session) && inner.take(session, locks));
@@ -186,6 +194,17 @@ impl Locks {
         drop(inner);
         self.changed();
         Ok(if kept { LockOutcome::Done } else { LockOutcome::Lost })
+    }
+
+    /// Takes all of the locks that a session has granted by itself, or none.
+    fn replace(&self, session: SessionId, locks: &[HeldLock]) -> Result<LockOutcome> {
+        check_all(locks)?;
+        let mut inner = self.inner();
+        inner.table.release(|(theirs, _)| theirs == session);
+        let taken = inner.take(session, locks);
+        drop(inner);
+        self.changed();
+        Ok(if taken { LockOutcome::Done } else { LockOutcome::Lost })
     }
 
     fn set(&self, session: SessionId, wanted: HeldLock, place: Option<u64>) -> Result<LockOutcome> {
@@ -280,6 +299,10 @@ impl Inner {
             }
         }
     }
+}
+
+fn check_all<'a>(locks: impl IntoIterator<Item = &'a HeldLock>) -> Result<()> {
+    locks.into_iter().try_for_each(|held| check(held.lock.start, held.lock.end))
 }
 
 fn check(start: u64, end: u64) -> Result<()> {

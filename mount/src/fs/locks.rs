@@ -1,4 +1,4 @@
-//! Locks across mounts: the daemon grants them, this notes what it has granted, to claim it again from a daemon that was started
+//! Locks across mounts: the daemon grants them, or the lease, this notes what was granted, to claim it again from a daemon that was started
 //! anew, to give it up with the last handle, and to know what a lost session took with it.
 
 use std::collections::{BTreeMap, HashMap};
@@ -12,15 +12,17 @@ use tandemfs::api::locks::{HeldLock, Lock, LockKind, LockOutcome, LockReply, Loc
 use tandemfs::id::{Ino, SessionId};
 use tandemfs::locks::LockTable;
 use tandemfs::{Error, Result};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Fs;
 use super::events::interval;
 use super::handles::OpenFile;
+use super::lease::locks::Place;
 use super::session::Session;
 
 /// A daemon that does not know yet who holds what is asked again after this.
-const RECOVERING_PAUSE: Duration = Duration::from_millis(100);
+pub(super) const RECOVERING_PAUSE: Duration = Duration::from_millis(100);
 /// The pause before another wait when the one before was in vain.
 const REFUSED_PAUSE: Duration = Duration::from_millis(10);
 /// How long who gives up a wait tells the daemon so; it finds out by itself when the request is gone.
@@ -44,15 +46,19 @@ pub enum Locked {
 /// What the programs on this mount hold.
 pub struct Locks {
     inner: Mutex<Inner>,
+    /// Goes up when something that stood in the way of somebody who waits here may be gone.
+    pub(super) changes: watch::Sender<u64>,
     /// Held while an owner's locks are changed, so that they are noted in the order in which the daemon has changed them.
     orders: [tokio::sync::Mutex<()>; STRIPES],
 }
 
-struct Inner {
+pub(super) struct Inner {
     /// Whose locks these are, and in which run of the daemon.
-    session: SessionId,
+    pub(super) session: SessionId,
     run: u64,
-    table: LockTable<u64>,
+    pub(super) table: LockTable<u64>,
+    /// Some were granted or given up here, which the daemon has not been told.
+    pub(super) is_ahead: bool,
     /// What each owner has asked for.
     asked: BTreeMap<u64, Asking>,
     /// The handle that each owner has used last: with it go its locks. All owners are here that may hold something.
@@ -70,15 +76,27 @@ impl Locks {
             session: grant.session,
             run: grant.run,
             table: LockTable::default(),
+            is_ahead: false,
             asked: BTreeMap::new(),
             handles: BTreeMap::new(),
             losses: 0,
             lost: HashMap::new(),
         };
-        Self { inner: Mutex::new(inner), orders: Default::default() }
+        Self { inner: Mutex::new(inner), changes: watch::Sender::new(0), orders: Default::default() }
     }
 
-    fn inner(&self) -> MutexGuard<'_, Inner> {
+    pub(super) fn changed(&self) {
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// All that is held in a session.
+    pub(super) fn held(&self, session: SessionId) -> Vec<HeldLock> {
+        let inner = self.inner();
+        let held = inner.table.locks().filter(|_| inner.session == session);
+        held.map(|(ino, owner, lock)| HeldLock { ino, owner, lock }).collect()
+    }
+
+    pub(super) fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -107,6 +125,7 @@ impl Locks {
     pub(super) fn lose(&self, grant: &SessionGrant) {
         let mut inner = self.inner();
         inner.losses += 1;
+        inner.is_ahead = false;
         let (losses, table) = (inner.losses, std::mem::take(&mut inner.table));
         for (ino, _, _) in table.locks() {
             if inner.lost.insert(ino, losses) != Some(losses) {
@@ -241,6 +260,13 @@ impl Session {
         note: impl Fn(&mut Inner),
     ) -> Result<LockOutcome> {
         let _order = self.locks.orders[(owner % STRIPES as u64) as usize].lock().await;
+        // Until it is done: the lease is not taken or returned in between.
+        let (_turn, here) = self.lease.enter().await;
+        if let Some(session) = here
+            && let Some(outcome) = self.lock_here(session, request, &note).await?
+        {
+            return Ok(outcome);
+        }
         let _asked = self.locks.ask(owner, request);
         let give_up = Instant::now() + self.offline_timeout;
         loop {
@@ -268,6 +294,35 @@ impl Session {
                 return Err(Error::timed_out("the daemon was started anew too often"));
             }
             sleep(RECOVERING_PAUSE).await;
+        }
+    }
+
+    /// Waits until a lock may be set. Answers its place among those who wait; `Recovering`: it is to be asked for anew, elsewhere.
+    async fn wait_for_lock<'a>(
+        &'a self,
+        wanted: HeldLock,
+        place: Option<u64>,
+        here: Option<Place<'a>>,
+    ) -> Result<(LockOutcome, Option<Place<'a>>)> {
+        if self.lease.here().is_some() {
+            return Ok(self.wait_here(wanted, here).await);
+        }
+        let wait = LockRequest::Wait { wanted, place };
+        let outcome = tokio::select! {
+            biased;
+            answer = self.ask_for_lock(None, &wait) => answer?.1.outcome,
+            () = self.lease.until(true) => LockOutcome::Recovering,
+        };
+        Ok((outcome, None))
+    }
+
+    /// An owner waits for a lock no more, and its place must not keep anybody out who comes after this.
+    async fn leave_lock(&self, wanted: HeldLock) {
+        if self.lease.here().is_some() {
+            self.locks.inner().table.give_up(wanted.ino, wanted.owner, wanted.lock);
+            self.locks.changed();
+        } else {
+            let _in_time = timeout(LEAVE_TIMEOUT, self.ask_for_lock(None, &LockRequest::Leave(wanted))).await;
         }
     }
 
@@ -313,9 +368,17 @@ impl Fs {
     /// `Stale` after a loss; those of the daemon.
     pub async fn test_lock(&self, handle: u64, owner: u64, lock: Lock) -> Result<Option<Lock>> {
         let ino = self.usable(handle)?.ino;
-        let (_, reply) =
-            self.session.ask_for_lock(None, &LockRequest::Test(HeldLock { ino, owner, lock })).await?;
-        Ok(match reply.outcome {
+        let test = LockRequest::Test(HeldLock { ino, owner, lock });
+        let (_turn, here) = self.session.lease.enter().await;
+        let outcome = match here {
+            Some(session) => self.session.lock_here(session, &test, |_| {}).await?,
+            None => None,
+        };
+        let outcome = match outcome {
+            Some(outcome) => outcome,
+            None => self.session.ask_for_lock(None, &test).await?.1.outcome,
+        };
+        Ok(match outcome {
             LockOutcome::Held { lock, own } => Some(Lock { pid: if own { lock.pid } else { 0 }, ..lock }),
             _ => None,
         })
@@ -333,14 +396,14 @@ impl Fs {
         patience: impl Future<Output = ()>,
     ) -> Result<Locked> {
         let file = self.usable(handle)?;
-        if lock.kind == LockKind::Read {
-            // It may keep out fewer than the one before.
+        if lock.kind == LockKind::Read && self.session.lease.here().is_none() {
+            // It may keep out fewer than the one before. Under the lease there is nobody who would not see what was written.
             self.commit(&file).await?;
         }
         let wanted = HeldLock { ino: file.ino, owner, lock };
         self.session.locks.inner().handles.insert((file.ino, owner), handle);
         let mut patience = pin!(patience);
-        let mut place = None;
+        let (mut place, mut here) = (None, None);
         loop {
             self.check_lost(&file)?;
             let set = LockRequest::Set { wanted, place };
@@ -353,7 +416,6 @@ impl Fs {
                 LockOutcome::Held { .. } => {}
                 outcome => return ended(outcome),
             }
-            let leave = LockRequest::Leave(wanted);
             let has_patience = async {
                 tokio::select! {
                     biased;
@@ -363,27 +425,28 @@ impl Fs {
             };
             if !has_patience.await {
                 if place.is_some() {
-                    let _in_time = timeout(LEAVE_TIMEOUT, self.session.ask_for_lock(None, &leave)).await;
+                    self.session.leave_lock(wanted).await;
                 }
                 return Ok(Locked::Held);
             }
+            let kept = here.take();
             let wait = async move {
                 if place.is_some() {
                     // Its turn had come and was no turn: a daemon that says so all the time must not keep us busy.
                     sleep(REFUSED_PAUSE).await;
                 }
-                self.session.ask_for_lock(None, &LockRequest::Wait { wanted, place }).await
+                self.session.wait_for_lock(wanted, place, kept).await
             };
             let mut wait = pin!(wait);
             tokio::select! {
                 biased;
-                answer = &mut wait => match answer?.1.outcome {
-                    LockOutcome::Place(given) => place = Some(given),
-                    outcome => return ended(outcome),
+                answer = &mut wait => match answer? {
+                    (LockOutcome::Place(given), of_here) => (place, here) = (Some(given), of_here),
+                    (LockOutcome::Recovering, _) => place = None,
+                    (outcome, _) => return ended(outcome),
                 },
                 () = &mut patience => {
-                    // Its place must not keep anybody out who comes after this.
-                    let left = async { tokio::join!(self.session.ask_for_lock(None, &leave), wait) };
+                    let left = async { tokio::join!(self.session.leave_lock(wanted), wait) };
                     let _in_time = timeout(LEAVE_TIMEOUT, left).await;
                     return Ok(Locked::Held);
                 }
@@ -398,7 +461,9 @@ impl Fs {
     pub async fn unlock(&self, handle: u64, owner: u64, start: u64, end: u64) -> Result<Locked> {
         let file = self.usable(handle)?;
         let ino = file.ino;
-        let written = self.commit(&file).await;
+        // Under the lease there is nobody who would not see it.
+        let is_alone = self.session.lease.here().is_some();
+        let written = if is_alone { Ok(()) } else { self.commit(&file).await };
         if self.session.locks.inner().handles.contains_key(&(ino, owner)) {
             let unlock = LockRequest::Unlock { ino, owner, start, end };
             let note = |inner: &mut Inner| {

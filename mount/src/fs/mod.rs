@@ -158,7 +158,7 @@ pub struct Set {
 }
 
 impl Fs {
-    /// Opens a session and makes a file system of it.
+    /// Opens a session, begins to follow its events, and makes a file system of it.
     ///
     /// # Errors
     /// Those of the daemon.
@@ -171,6 +171,8 @@ impl Fs {
         tokio::spawn(Data::write_back(Arc::downgrade(&data)));
         tokio::spawn(Accesses::send_lazily(Arc::downgrade(&accesses)));
         tokio::spawn(Session::send_queue(Arc::downgrade(&session)));
+        // Before anything is asked: whoever is shown something is told of its changes, and others wait until it answers.
+        tokio::spawn(Arc::clone(&session).follow());
         Ok(Self {
             session,
             data,
@@ -213,11 +215,10 @@ impl Fs {
         self.root
     }
 
-    /// Begins to follow events; from now on the kernel's caches are kept right as well.
+    /// From now on the kernel's caches are kept right as well, and the volume is leased if nobody else uses it.
     pub fn start(&self, kernel: Arc<dyn Kernel>) {
         self.session.known.add(self.root, false);
         if self.session.kernel.set(kernel).is_ok() {
-            tokio::spawn(Arc::clone(&self.session).follow());
             tokio::spawn(Session::seek_lease(Arc::downgrade(&self.session)));
         }
     }

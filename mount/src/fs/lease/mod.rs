@@ -5,6 +5,7 @@
 //! | file | what |
 //! | --- | --- |
 //! | `apply.rs` | changes by the rules, here |
+//! | `locks.rs` | locks of programs, granted here |
 //! | `log.rs` | what is to be sent, in a file |
 //! | `pending.rs` | what was changed and is not committed yet |
 //! | `queue.rs` | what is to be sent, and who waits for it |
@@ -20,6 +21,7 @@
 //! - The lease is struck off before what was done is sent to the end, and returned after that.
 
 mod apply;
+pub(super) mod locks;
 pub(super) mod log;
 pub(super) mod pending;
 mod queue;
@@ -119,6 +121,18 @@ impl Lease {
     pub(super) fn here(&self) -> Option<SessionId> {
         let inner = self.inner();
         matches!(inner.state, State::Held | State::Recalled).then_some(inner.session)
+    }
+
+    /// Waits until it is held, or is not.
+    pub(super) async fn until(&self, held: bool) {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if self.here().is_some() == held {
+                return;
+            }
+            changed.await;
+        }
     }
 
     /// The session to which all files are delegated.

@@ -83,6 +83,8 @@ impl Lease {
             inner.state = State::None;
         }
         inner.returned_at = Some(Instant::now());
+        drop(inner);
+        self.changed.notify_waiters();
     }
 }
 
@@ -160,6 +162,7 @@ impl Session {
         let _turn = self.lease.turn.write().await;
         // What was lost meanwhile is waited for no more the next time.
         while self.queue.drained().await.is_err() {}
+        self.hand_over_locks().await;
         let returned = self.until_answered(|id| {
             Box::pin(async move { self.remote.delegation(id, &DelegationRequest::ReturnVolume).await })
         });

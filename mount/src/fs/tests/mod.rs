@@ -8,6 +8,7 @@ mod delegations;
 pub(crate) mod fake;
 mod hostile;
 mod lease;
+mod lease_locks;
 mod locks;
 mod model;
 mod names;

@@ -42,6 +42,13 @@ impl State {
             self.asked.extend(asked.iter().map(|held| (id, *held)));
             return LockOutcome::Done;
         }
+        if let LockRequest::Replace { locks } = request {
+            self.locks.release(|(theirs, _)| theirs == id);
+            for held in locks {
+                self.locks.set(held.ino, (id, held.owner), held.lock).unwrap();
+            }
+            return LockOutcome::Done;
+        }
         if !self.unclaimed.is_empty() {
             return LockOutcome::Recovering;
         }
@@ -71,7 +78,7 @@ impl State {
                 self.locks.unlock(*ino, (id, *owner), *start, *end).unwrap();
                 LockOutcome::Done
             }
-            LockRequest::Claim { .. } => unreachable!(),
+            LockRequest::Claim { .. } | LockRequest::Replace { .. } => unreachable!(),
         }
     }
 }
