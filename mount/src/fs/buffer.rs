@@ -34,6 +34,11 @@ impl Buffer {
         self.bytes
     }
 
+    /// Where the first written byte lies in the chunk.
+    pub fn start(&self) -> u32 {
+        self.segments.first_key_value().map_or(0, |(start, _)| *start)
+    }
+
     /// Where the last written byte ends in the chunk.
     pub fn end(&self) -> u32 {
         self.segments.last_key_value().map_or(0, |(start, data)| start + data.len() as u32)

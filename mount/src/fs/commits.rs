@@ -10,7 +10,7 @@ use tandemfs::{Error, ErrorKind, Result};
 use tokio::time::{Instant, sleep};
 
 use super::data::{Data, Then};
-use super::file_data::{Base, FileData, Next, next_write};
+use super::file_data::{Base, FileData, Next, Tail, next_write};
 use super::written;
 
 /// What was written so long ago is sent without being asked for.
@@ -57,11 +57,16 @@ impl Data {
                 continue;
             }
             let mut state = file.lock();
-            state.staged.drain(..count);
+            state.tail = None;
+            let last_staged = state.staged.drain(..count).next_back();
             match result {
                 Ok(reply) => {
                     if let (Some(base), Some(inode)) = (&mut state.base, written(&reply, file.ino)) {
                         base.content = Some(inode.content);
+                    }
+                    if last && (!both || alone) {
+                        state.tail =
+                            last_staged.zip(state.base).and_then(|(staged, base)| Tail::of(&staged, base));
                     }
                     state.settle();
                     drop(state);
@@ -155,6 +160,7 @@ impl Data {
         let mut state = file.lock();
         state.buffers.clear();
         state.staged.clear();
+        state.tail = None;
         state.settle();
         if state.users == 0 {
             files.remove(&ino);

@@ -213,7 +213,7 @@ impl Data {
     }
 
     /// Cuts a block out of the buffer of one chunk, or of each, and has it uploaded, unless it is small enough to come with a commit that
-    /// follows.
+    /// follows. That is for who holds the file's order of commits: then nothing else changes its content in between.
     pub(super) fn seal(self: &Arc<Self>, file: &Arc<FileData>, chunk: Option<u64>, then: Then) {
         let mut state = file.lock();
         let grant = self.session.grant();
@@ -223,8 +223,17 @@ impl Data {
             Some(chunk) => vec![chunk],
             None => state.buffers.keys().copied().collect(),
         };
+        let session = self.session.delegated_to(file.ino);
+        let base = session.map(|session| Base { session, content: self.session.content(file.ino) });
+        // What is staged already is laid over what the file has.
+        let base = base.filter(|_| then == Then::Commit && state.staged.is_empty());
         for chunk in chunks {
-            let Some(dirty) = state.buffers.remove(&chunk) else { continue };
+            let Some(mut dirty) = state.buffers.remove(&chunk) else { continue };
+            if let (Some(tail), Some(base)) = (&state.tail, base)
+                && tail.is_of(base)
+            {
+                tail.join(chunk, &mut dirty.buffer);
+            }
             let (data, parts) = dirty.buffer.assemble();
             state.number += 1;
             let number = state.number;

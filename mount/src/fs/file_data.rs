@@ -57,15 +57,53 @@ pub(super) struct State {
     pub(super) only: Option<SessionId>,
     /// Of the first that is dirty: what it builds on.
     pub(super) base: Option<Base>,
+    /// What was made part of the file last, if it is short.
+    pub(super) tail: Option<Tail>,
     pub(super) failures: u64,
     pub(super) failure: Option<Error>,
 }
 
 /// What is dirty was written while the file was delegated to a session, and builds on a content ([`Inode::content`]) if that was known.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 pub(super) struct Base {
     pub(super) session: SessionId,
     pub(super) content: Option<u64>,
+}
+
+/// A short piece that is part of the file. What is appended to it takes its place together with it, so that a file that grows in small
+/// steps does not consist of as many pieces.
+pub(super) struct Tail {
+    chunk: u64,
+    /// Where it begins in the chunk.
+    start: u32,
+    data: Bytes,
+    /// In which session, and what the content of the file was with it.
+    base: Base,
+}
+
+impl Tail {
+    /// The longest, in bytes.
+    const MAX: usize = 4096;
+
+    /// Of what was staged last, and has made the content what it is.
+    pub(super) fn of(staged: &Staged, base: Base) -> Option<Self> {
+        let data = staged.data.clone().filter(|data| data.len() < Self::MAX)?;
+        let [part] = staged.parts.as_slice() else { return None };
+        Some(Self { chunk: staged.chunk, start: part.start, data, base })
+    }
+
+    /// Lays it before what was written right behind it, if all that is no longer than one may be.
+    pub(super) fn join(&self, chunk: u64, buffer: &mut Buffer) {
+        let is_next = chunk == self.chunk && buffer.start() == self.start + self.data.len() as u32;
+        if is_next && self.data.len() + buffer.bytes() <= Self::MAX {
+            buffer.write(self.start, &self.data);
+        }
+    }
+
+    /// Whether it is what the file has there now.
+    pub(super) fn is_of(&self, base: Base) -> bool {
+        self.base.content.is_some() && self.base == base
+    }
 }
 
 #[derive(Default)]

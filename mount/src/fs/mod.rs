@@ -340,18 +340,21 @@ impl Fs {
             atime: set.atime.map(time),
             mtime: set.mtime.map(time),
         };
-        let to_nothing = set.size == Some(0);
+        let new_size = set.size;
         if set.atime.is_some() {
             self.accesses.forget(ino).await;
         }
         let mutation = Mutation::SetAttributes { ino, set, by, time: now };
-        // What was written before must not change times, privileges or size afterwards.
-        let reply = match self.data.get(ino).filter(|file| file.is_dirty()) {
+        // What was written before must not change times, privileges or size afterwards; and the content changes in the order of commits.
+        let is_dirty = self.data.get(ino).is_some_and(|file| file.is_dirty());
+        let reply = match (is_dirty || new_size.is_some()).then(|| self.data.enter(ino)) {
             Some(file) => {
-                if to_nothing {
+                if new_size == Some(0) {
                     self.data.discard(ino).await;
                 }
-                self.of_inode(ino, self.data.commit(&file, true, Some(mutation)).await)?
+                let committed = self.data.commit(&file, true, Some(mutation)).await;
+                self.data.leave(&file);
+                self.of_inode(ino, committed)?
             }
             None => {
                 let only = self.session.locks.session_of(ino);

@@ -15,6 +15,7 @@ mod names;
 mod orphans;
 mod outages;
 mod replay;
+mod tails;
 
 use std::sync::Arc;
 use std::time::Duration;
