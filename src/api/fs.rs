@@ -19,7 +19,10 @@
 //! Bodies are JSON or, by `Content-Type` and `Accept`, the compact encoding of [`crate::codec`]. Answers to batches, reads and
 //! delegations carry [`LAST_EVENT`](super::LAST_EVENT), refusals as well.
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
+use url::{Host, Url};
 use utoipa::ToSchema;
 
 use crate::id::{BlockId, Ino, SessionId, VolumeId, VolumeKey};
@@ -95,6 +98,36 @@ pub struct SessionGrant {
     pub inline_bytes: u32,
     /// The socket for reads by clients on the daemon's machine ([`crate::short_circuit`]), if there is one.
     pub short_circuit: Option<String>,
+    /// Where requests by clients on the daemon's machine are taken as well, if anywhere.
+    #[serde(default)]
+    pub local: Option<LocalSocket>,
+}
+
+/// A Unix socket in the abstract name space (unix(7)) on which the daemon takes the same requests as on its address: a message takes
+/// half as long. For clients that use that address on the daemon's own machine, and in its network namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LocalSocket {
+    /// Where the daemon listens.
+    #[schema(value_type = String)]
+    pub address: SocketAddr,
+    /// The socket's name, which nobody can guess: so nobody else can have taken it, to be sent tokens.
+    pub name: String,
+}
+
+impl LocalSocket {
+    /// Whether it leads to the daemon that is reached at a URL.
+    pub fn leads_to(&self, url: &Url) -> bool {
+        let listens = self.address.ip();
+        let is_host = match url.host() {
+            Some(Host::Ipv4(ip)) => ip.is_loopback() && (listens.is_unspecified() || listens == ip),
+            Some(Host::Ipv6(ip)) => ip.is_loopback() && (listens.is_unspecified() || listens == ip),
+            Some(Host::Domain(name)) => {
+                name == "localhost" && (listens.is_unspecified() || listens.is_loopback())
+            }
+            None => false,
+        };
+        is_host && url.scheme() == "http" && url.port_or_known_default() == Some(self.address.port())
+    }
 }
 
 /// Inode numbers that a session may give to what it creates: `first..first + count`.

@@ -1,16 +1,17 @@
 //! The client against a small server that says exactly what a test wants said.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::Bytes;
 use futures::StreamExt;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, UnixListener};
 
 use super::{Client, Credentials, Upload, is_refused};
-use crate::api::fs::{Event, Read, ReadReply};
+use crate::api::fs::{Ack, Event, LocalSocket, OpenSession, Read, ReadReply, SessionGrant};
 use crate::api::problem::Problem;
-use crate::id::{BlockId, SessionId};
+use crate::id::{BlockId, SessionId, VolumeId, VolumeKey};
+use crate::tree::Usage;
 use crate::{Error, ErrorKind, codec};
 
 /// A request as the server saw it.
@@ -62,7 +63,7 @@ impl Server {
     }
 }
 
-async fn read_request(stream: &mut TcpStream) -> Option<Request> {
+async fn read_request(stream: &mut (impl AsyncRead + Unpin)) -> Option<Request> {
     let mut bytes = Vec::new();
     let end = loop {
         if let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
@@ -344,6 +345,87 @@ async fn reads_travel_in_the_compact_encoding() {
     assert_eq!(request.line, "POST /fs/v1/sessions/7/reads HTTP/1.1");
     assert!(request.head.contains(&format!("content-type: {}", codec::MEDIA_TYPE)));
     assert!(codec::decode::<Read>(&request.body).unwrap().wants.is_empty());
+}
+
+/// What a session is granted by a daemon that has such a socket.
+fn grant(local: Option<LocalSocket>) -> SessionGrant {
+    SessionGrant {
+        session: SessionId(7),
+        volume: VolumeId(1),
+        key: VolumeKey([7; 32]),
+        read_only: false,
+        run: 1,
+        version: 1,
+        lease_ms: 15_000,
+        usage: Usage::default(),
+        inline_bytes: 0,
+        short_circuit: None,
+        local,
+    }
+}
+
+#[tokio::test]
+async fn requests_take_the_socket_of_this_machine_while_it_is_there() {
+    let name = format!("tandemfs-test-{}", std::process::id());
+    let local: Arc<OnceLock<LocalSocket>> = Arc::default();
+    let socket = Arc::clone(&local);
+    let server = Server::start(move |request| {
+        if request.line.contains("/acks") {
+            return reply(204, "text/plain", b"");
+        }
+        reply(201, codec::MEDIA_TYPE, &codec::encode(&grant(socket.get().cloned())).unwrap())
+    })
+    .await;
+    let address = server.url.strip_prefix("http://").unwrap().parse().unwrap();
+    local.set(LocalSocket { address, name: name.clone() }).unwrap();
+    let listener = UnixListener::bind(format!("\0{name}")).unwrap();
+    let seen: Arc<Mutex<Vec<Request>>> = Arc::default();
+    let by_socket = tokio::spawn({
+        let seen = Arc::clone(&seen);
+        async move {
+            for _ in 0..2 {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let request = read_request(&mut stream).await.unwrap();
+                seen.lock().unwrap().push(request);
+                stream.write_all(&reply(204, "text/plain", b"")).await.unwrap();
+            }
+        }
+    });
+    let client = server.client(Credentials::Token("secret".into()));
+    let ack = Ack { number: 1, held: Vec::new() };
+    client.ack(SessionId(7), &ack).await.unwrap();
+    assert_eq!(server.lines().len(), 1, "before there is a session");
+    let open = OpenSession { volume: None, read_only: false, client: String::new() };
+    client.open_session(&open).await.unwrap();
+    for _ in 0..2 {
+        client.ack(SessionId(7), &ack).await.unwrap();
+    }
+    assert_eq!(server.lines().len(), 2);
+    assert!(seen.lock().unwrap().iter().all(|request| request.token() == Some("secret")));
+    // The daemon is gone, and another one is there in its place.
+    by_socket.await.unwrap();
+    client.ack(SessionId(7), &ack).await.unwrap();
+    assert_eq!((server.lines().len(), seen.lock().unwrap().len()), (3, 2));
+}
+
+#[test]
+fn a_socket_leads_to_the_daemon_that_has_it() {
+    for (address, url, leads) in [
+        ("127.0.0.1:5001", "http://127.0.0.1:5001", true),
+        ("127.0.0.1:5001", "http://localhost:5001/path", true),
+        ("[::1]:5001", "http://[::1]:5001", true),
+        ("0.0.0.0:5001", "http://127.0.0.1:5001", true),
+        ("127.0.0.1:80", "http://127.0.0.1", true),
+        ("127.0.0.1:5001", "http://127.0.0.1:5002", false),
+        ("127.0.0.1:5001", "http://127.0.0.2:5001", false),
+        ("127.0.0.1:5001", "https://127.0.0.1:5001", false),
+        ("10.0.0.1:5001", "http://127.0.0.1:5001", false),
+        ("0.0.0.0:5001", "http://10.0.0.1:5001", false),
+        ("0.0.0.0:5001", "http://example.org:5001", false),
+    ] {
+        let socket = LocalSocket { address: address.parse().unwrap(), name: String::new() };
+        assert_eq!(socket.leads_to(&url.parse().unwrap()), leads, "{address} {url}");
+    }
 }
 
 #[tokio::test]

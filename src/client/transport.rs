@@ -18,6 +18,7 @@ use url::Url;
 
 use super::{ByteStream, Credentials};
 use crate::api::LAST_EVENT;
+use crate::api::fs::LocalSocket;
 use crate::api::problem::Problem;
 use crate::api::users::{Login, LoginReply};
 use crate::{Error, ErrorKind, Result, codec};
@@ -46,6 +47,8 @@ const REFUSED_PAUSE: Duration = Duration::from_secs(300);
 /// The connection to one daemon.
 pub(super) struct Transport {
     http: reqwest::Client,
+    /// The same over a socket of this machine, as long as it works.
+    local: std::sync::Mutex<Option<reqwest::Client>>,
     base: Url,
     url: String,
     credentials: Credentials,
@@ -170,16 +173,7 @@ impl Transport {
         let base = parse_url(url)?;
         // Fails only when a provider is in place already, which is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut builder = reqwest::Client::builder()
-            .user_agent(concat!("tandemfs/", env!("CARGO_PKG_VERSION")))
-            .redirect(reqwest::redirect::Policy::none())
-            .referer(false)
-            .http1_only()
-            .tcp_nodelay(true)
-            .tcp_keepalive(Duration::from_secs(30))
-            .connect_timeout(CONNECT_TIMEOUT)
-            .pool_idle_timeout(POOL_IDLE_TIMEOUT)
-            .pool_max_idle_per_host(POOL_SIZE);
+        let mut builder = builder();
         if is_loopback(&base) {
             builder = builder.no_proxy();
         }
@@ -199,7 +193,23 @@ impl Transport {
         })?;
         let url = spelled(&base);
         let login = Mutex::new(LastLogin::None);
-        Ok(Self { http, base, url, credentials, login, last_event: std::sync::Mutex::default() })
+        let local = std::sync::Mutex::default();
+        Ok(Self { http, local, base, url, credentials, login, last_event: std::sync::Mutex::default() })
+    }
+
+    /// From now on requests take the daemon's socket on this machine, if there is one that leads to it.
+    pub(super) fn use_socket(&self, socket: Option<&LocalSocket>) {
+        let socket = socket.filter(|socket| socket.leads_to(&self.base));
+        // A name that begins with a zero byte is one of the abstract name space.
+        let client = socket.map(|socket| builder().unix_socket(format!("\0{}", socket.name)).build());
+        match client.transpose() {
+            Ok(client) => *self.local() = client,
+            Err(error) => log::warn!("requests go by way of the network: {}", cause_of(&error)),
+        }
+    }
+
+    fn local(&self) -> std::sync::MutexGuard<'_, Option<reqwest::Client>> {
+        self.local.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The daemon's URL without a slash at its end.
@@ -284,8 +294,9 @@ impl Transport {
         };
         let form = fields.into_iter().fold(Form::new(), |form, (name, value)| form.text(name, value));
         let token = self.within(self.token(None)).await?;
-        let request =
-            self.request(&call, token.as_deref())?.multipart(form.part("file", file.file_name(name)));
+        let request = self
+            .request(&self.http, &call, token.as_deref())?
+            .multipart(form.part("file", file.file_name(name)));
         let answer = async {
             let answer = request.send().await.map_err(|error| self.failure(error))?;
             self.checked(answer).await
@@ -316,13 +327,29 @@ impl Transport {
     }
 
     async fn attempt(&self, call: &Call, token: Option<&str>) -> Result<Response> {
-        let mut request = self.request(call, token)?;
+        let local = self.local().clone();
+        let mut answer = self.exchange(local.as_ref().unwrap_or(&self.http), call, token).await?;
+        if local.is_some() && answer.as_ref().is_err_and(reqwest::Error::is_connect) {
+            // The daemon that had the socket is gone. There may be another at the address, which tells of its own.
+            *self.local() = None;
+            answer = self.exchange(&self.http, call, token).await?;
+        }
+        let answer = answer.map_err(|error| self.failure(error))?;
+        self.note_event(&answer);
+        self.checked(answer).await
+    }
+
+    async fn exchange(
+        &self,
+        http: &reqwest::Client,
+        call: &Call,
+        token: Option<&str>,
+    ) -> Result<reqwest::Result<Response>> {
+        let mut request = self.request(http, call, token)?;
         if let Some((media_type, data)) = &call.content {
             request = request.header(CONTENT_TYPE, *media_type).body(data.clone());
         }
-        let answer = request.send().await.map_err(|error| self.failure(error))?;
-        self.note_event(&answer);
-        self.checked(answer).await
+        Ok(request.send().await)
     }
 
     fn note_event(&self, answer: &Response) {
@@ -342,7 +369,7 @@ impl Transport {
         *self.last_event.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn request(&self, call: &Call, token: Option<&str>) -> Result<RequestBuilder> {
+    fn request(&self, http: &reqwest::Client, call: &Call, token: Option<&str>) -> Result<RequestBuilder> {
         // These would name another path.
         if let Some(segment) = call.path.iter().find(|segment| matches!(segment.as_str(), "" | "." | "..")) {
             return Err(Error::invalid(format!("{segment:?} is not a name")));
@@ -355,7 +382,7 @@ impl Transport {
             url.query_pairs_mut().extend_pairs(&call.query);
         }
         let accept = if call.compact { codec::MEDIA_TYPE } else { "application/json" };
-        let mut request = self.http.request(call.method.clone(), url).header(ACCEPT, accept);
+        let mut request = http.request(call.method.clone(), url).header(ACCEPT, accept);
         if let Some(range) = &call.range {
             request = request.header(RANGE, range);
         }
@@ -475,6 +502,19 @@ impl std::fmt::Debug for Transport {
             .field("credentials", &self.credentials)
             .finish_non_exhaustive()
     }
+}
+
+fn builder() -> reqwest::ClientBuilder {
+    reqwest::Client::builder()
+        .user_agent(concat!("tandemfs/", env!("CARGO_PKG_VERSION")))
+        .redirect(reqwest::redirect::Policy::none())
+        .referer(false)
+        .http1_only()
+        .tcp_nodelay(true)
+        .tcp_keepalive(Duration::from_secs(30))
+        .connect_timeout(CONNECT_TIMEOUT)
+        .pool_idle_timeout(POOL_IDLE_TIMEOUT)
+        .pool_max_idle_per_host(POOL_SIZE)
 }
 
 /// Returns once a counter has not changed for the idle time.

@@ -4,6 +4,7 @@
 
 mod cluster;
 mod link;
+mod local_socket;
 mod shell;
 
 mod audit;

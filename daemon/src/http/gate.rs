@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::future::{Future, Ready, ready};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +13,7 @@ use std::time::Duration;
 use axum_server::accept::Accept;
 use rustix::process::{Resource, getrlimit};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Sleep, timeout};
 
 use crate::accounts::network;
@@ -21,6 +21,9 @@ use crate::settings::Settings;
 
 /// For so long what still comes on a connection is thrown away after the daemon has ended its own side.
 const LINGER: Duration = Duration::from_secs(5);
+
+/// Whoever comes by a Unix socket counts as coming from this machine.
+pub(super) const HERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// Lets only so many connections in, and sets them up.
 #[derive(Clone, Debug)]
@@ -87,18 +90,46 @@ impl Drop for Place {
     }
 }
 
-impl<S: Send + 'static> Accept<TcpStream, S> for Gate {
-    type Stream = Connection;
-    type Service = S;
-    type Future = Ready<io::Result<(Connection, S)>>;
+/// What connections are made of.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + Sized + 'static {
+    /// Where it comes from.
+    fn address(&self) -> io::Result<IpAddr>;
 
-    fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
-        let enter = || {
-            let place = self.enter(stream.peer_addr()?.ip()).ok_or(io::ErrorKind::ConnectionRefused)?;
-            stream.set_nodelay(true)?;
-            Ok(place)
-        };
-        ready(enter().map(|place| {
+    /// Another one of the same connection.
+    fn again(&self) -> io::Result<Self>;
+}
+
+impl Stream for TcpStream {
+    fn address(&self) -> io::Result<IpAddr> {
+        self.set_nodelay(true)?;
+        Ok(self.peer_addr()?.ip())
+    }
+
+    fn again(&self) -> io::Result<Self> {
+        Self::from_std(self.as_fd().try_clone_to_owned()?.into())
+    }
+}
+
+impl Stream for UnixStream {
+    fn address(&self) -> io::Result<IpAddr> {
+        Ok(HERE.ip())
+    }
+
+    fn again(&self) -> io::Result<Self> {
+        Self::from_std(self.as_fd().try_clone_to_owned()?.into())
+    }
+}
+
+impl<I: Stream, S: Send + 'static> Accept<I, S> for Gate {
+    type Stream = Connection<I>;
+    type Service = S;
+    type Future = Ready<io::Result<(Connection<I>, S)>>;
+
+    fn accept(&self, stream: I, service: S) -> Self::Future {
+        let place = stream
+            .address()
+            .and_then(|address| self.enter(address).ok_or_else(|| io::ErrorKind::ConnectionRefused.into()));
+        ready(place.map(|place| {
             let place = Arc::new(place);
             (Connection { stream, stall: self.stall, stalled: None, lingers: false, place }, service)
         }))
@@ -106,15 +137,15 @@ impl<S: Send + 'static> Accept<TcpStream, S> for Gate {
 }
 
 /// A connection that ends when the other side takes nothing of an answer for too long.
-pub(super) struct Connection {
-    stream: TcpStream,
+pub(super) struct Connection<I> {
+    stream: I,
     stall: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
     lingers: bool,
     place: Arc<Place>,
 }
 
-impl Connection {
+impl<I: Stream> Connection<I> {
     fn bounded<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.stalled = None;
@@ -129,7 +160,7 @@ impl Connection {
     /// Keeps the connection for a while after its last answer. One that is closed with bytes unread is reset, and a client that is
     /// still sending may lose the answer with it (RFC 9112, section 9.6).
     fn linger(&mut self) -> io::Result<()> {
-        let stream = TcpStream::from_std(self.stream.as_fd().try_clone_to_owned()?.into())?;
+        let stream = self.stream.again()?;
         let place = Arc::clone(&self.place);
         tokio::spawn(async move {
             let _late = timeout(LINGER, throw_away(stream)).await;
@@ -139,11 +170,11 @@ impl Connection {
     }
 }
 
-async fn throw_away(mut stream: TcpStream) -> io::Result<u64> {
+async fn throw_away(mut stream: impl Stream) -> io::Result<u64> {
     tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
 }
 
-impl AsyncRead for Connection {
+impl<I: Stream> AsyncRead for Connection<I> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -153,7 +184,7 @@ impl AsyncRead for Connection {
     }
 }
 
-impl AsyncWrite for Connection {
+impl<I: Stream> AsyncWrite for Connection<I> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.bounded(cx, written)

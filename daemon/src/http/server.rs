@@ -2,18 +2,24 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum_server::Handle;
+use axum::extract::ConnectInfo;
+use axum::{Extension, Router};
 use axum_server::tls_rustls::RustlsAcceptor;
+use axum_server::{Address, Handle, Server};
+use tandemfs::api::fs::LocalSocket;
 use tandemfs::{Error, Result};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-use super::gate::Gate;
+use super::gate::{Gate, HERE};
 use super::tls::Certificate;
 use crate::daemon::App;
+use crate::settings::Settings;
 
 /// The most bytes of a request's head.
 const HEAD_BYTES_MAX: usize = 64 << 10;
@@ -34,6 +40,14 @@ pub struct Serving {
     handle: Handle<SocketAddr>,
     reload: Arc<Notify>,
     task: JoinHandle<io::Result<()>>,
+    local: Option<Local>,
+}
+
+/// The server on a Unix socket.
+#[derive(Debug)]
+struct Local {
+    handle: Handle<UnixAddr>,
+    task: JoinHandle<io::Result<()>>,
 }
 
 impl Serving {
@@ -48,9 +62,49 @@ impl Serving {
     /// Those of the server.
     pub async fn stop(self) -> Result<()> {
         self.handle.graceful_shutdown(Some(STOP_GRACE));
-        self.task.await.map_err(|error| Error::internal("the server").because(error))??;
+        let mut tasks = vec![self.task];
+        if let Some(local) = self.local {
+            local.handle.graceful_shutdown(Some(STOP_GRACE));
+            tasks.push(local.task);
+        }
+        for task in tasks {
+            task.await.map_err(|error| Error::internal("the server").because(error))??;
+        }
         Ok(())
     }
+}
+
+/// Gives a server the limits of the protocol.
+fn limited<A: Address>(mut server: Server<A>, settings: &Settings) -> Server<A> {
+    let header_timeout = Duration::from_secs(settings.header_timeout_s);
+    server
+        .http_builder()
+        .http1()
+        .header_read_timeout(header_timeout)
+        .max_headers(HEADERS_MAX)
+        .max_buf_size(HEAD_BYTES_MAX);
+    server
+        .http_builder()
+        .http2()
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEAD_BYTES_MAX as u32);
+    server.first_request_timeout(header_timeout)
+}
+
+/// Begins to serve on a Unix socket as well, of which sessions are told. Whoever has encryption turned on wants it everywhere.
+fn serve_local(app: &App, router: &Router, gate: &Gate, address: SocketAddr) -> Result<Option<Local>> {
+    if app.settings.tls_cert.is_some() {
+        return Ok(None);
+    }
+    let name = format!("tandemfs-http-{}", hex::encode(rand::random::<[u8; 16]>()));
+    let listener = UnixListener::bind_addr(&UnixAddr::from_abstract_name(&name)?)?;
+    let handle = Handle::new();
+    let server = axum_server::from_unix(listener)?.handle(handle.clone());
+    let server = limited(server, &app.settings).acceptor(gate.clone());
+    let router = router.clone().layer(Extension(ConnectInfo(HERE)));
+    let task = tokio::spawn(server.serve(router.into_make_service()));
+    app.sessions.offer_local(LocalSocket { address, name });
+    Ok(Some(Local { handle, task }))
 }
 
 /// Refuses what would show passwords and data to a network: plain HTTP, or the well-known password, on an address that others
@@ -103,21 +157,15 @@ pub async fn serve(app: App, listener: TcpListener) -> Result<Serving> {
     let stopping = app.stopping.clone();
     let handle = Handle::new();
     let gate = Gate::new(&settings);
-    let make_service = super::router(app).into_make_service_with_connect_info::<SocketAddr>();
-    let mut server = axum_server::from_tcp(listener)?.handle(handle.clone()).acceptor(gate.clone());
+    let router = super::router(app.clone());
+    let local = serve_local(&app, &router, &gate, address).unwrap_or_else(|error| {
+        log::warn!("mounts on this machine come by way of TCP: {error}");
+        None
+    });
+    let make_service = router.into_make_service_with_connect_info::<SocketAddr>();
+    let server = axum_server::from_tcp(listener)?.handle(handle.clone());
+    let server = limited(server, &settings).acceptor(gate.clone());
     let header_timeout = Duration::from_secs(settings.header_timeout_s);
-    server
-        .http_builder()
-        .http1()
-        .header_read_timeout(header_timeout)
-        .max_headers(HEADERS_MAX)
-        .max_buf_size(HEAD_BYTES_MAX);
-    server
-        .http_builder()
-        .http2()
-        .max_concurrent_streams(STREAMS_MAX)
-        .max_header_list_size(HEAD_BYTES_MAX as u32);
-    let server = server.first_request_timeout(header_timeout);
     let reload = Arc::new(Notify::new());
     let (scheme, task) = match Certificate::load(&settings).await? {
         Some(certificate) => {
@@ -129,5 +177,5 @@ pub async fn serve(app: App, listener: TcpListener) -> Result<Serving> {
         }
         None => ("http", tokio::spawn(server.serve(make_service))),
     };
-    Ok(Serving { url: format!("{scheme}://{address}"), address, handle, reload, task })
+    Ok(Serving { url: format!("{scheme}://{address}"), address, handle, reload, task, local })
 }

@@ -23,7 +23,7 @@ mod tests;
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use tandemfs::api::fs::{InodeRange, Read, ReadReply};
+use tandemfs::api::fs::{InodeRange, LocalSocket, Read, ReadReply};
 use tandemfs::api::volumes::Access;
 use tandemfs::clock::Clock;
 use tandemfs::id::{Ino, SessionId};
@@ -53,6 +53,7 @@ pub struct Sessions {
     lease: Duration,
     inline_bytes: u32,
     short_circuit: OnceLock<String>,
+    local: OnceLock<LocalSocket>,
     /// Requests that wait for locks: they must leave room for those that unlock.
     lock_waits: Semaphore,
     worker: std::sync::Mutex<Option<JoinHandle<()>>>,
@@ -95,6 +96,7 @@ impl Sessions {
             lease,
             inline_bytes: settings.inline_bytes,
             short_circuit: OnceLock::new(),
+            local: OnceLock::new(),
             lock_waits: Semaphore::new((settings.max_requests / 2).min(Semaphore::MAX_PERMITS)),
             worker: std::sync::Mutex::default(),
         });
@@ -107,6 +109,12 @@ impl Sessions {
     pub(crate) fn offer_short_circuit(&self, name: String) {
         // There is one in a daemon's life.
         let _second = self.short_circuit.set(name);
+    }
+
+    /// From now on sessions are told of a socket for requests.
+    pub(crate) fn offer_local(&self, socket: LocalSocket) {
+        // As above.
+        let _second = self.local.set(socket);
     }
 
     /// Stops watching over the sessions; they stay stored for the next run.

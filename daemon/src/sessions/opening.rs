@@ -91,6 +91,7 @@ impl Sessions {
             usage,
             inline_bytes: self.inline_bytes,
             short_circuit: self.short_circuit.get().cloned(),
+            local: self.local.get().cloned(),
         })
     }
 }

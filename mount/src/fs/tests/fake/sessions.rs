@@ -63,6 +63,7 @@ impl Daemon {
             lease_ms: LEASE_MS,
             inline_bytes: INLINE_MAX as u32,
             short_circuit: None,
+            local: None,
             usage: Usage::default(),
         }
     }
@@ -92,6 +93,7 @@ impl Daemon {
             lease_ms: LEASE_MS,
             inline_bytes: INLINE_MAX as u32,
             short_circuit: None,
+            local: None,
             usage: Usage::default(),
         })
     }
