@@ -13,7 +13,7 @@ use super::shell::sh;
 /// The name of the daemon's socket.
 async fn name(cluster: &Cluster) -> String {
     let admin = cluster.login("admin", "admin123").await;
-    let client = Client::new(cluster.url(), Credentials::Token(admin.token.clone())).unwrap();
+    let client = Client::new(cluster.url(), Credentials::Token(admin.token.clone())).expect("a client");
     let open = OpenSession { volume: None, read_only: true, client: "test".to_owned() };
     let grant = client.open_session(&open).await.expect("a session");
     client.close_session(grant.session).await.expect("it ends");
