@@ -1,13 +1,17 @@
 //! Batches of mutations: numbered, sent again until they are answered, applied once.
 
-use tandemfs::api::fs::{Batch, BatchReply, InlineBlock, SESSION_SLOTS};
+use std::sync::Arc;
+
+use tandemfs::api::fs::{Batch, BatchReply, INLINE_MAX, InlineBlock, SESSION_SLOTS};
 use tandemfs::id::{Ino, SessionId};
 use tandemfs::tree::{Key, Mutation, NewNode, Record};
 use tandemfs::{Error, ErrorKind, Result};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
 use super::check;
 use super::delegations::Created;
+use super::lease::log::Block;
 use super::requests::Tries;
 use super::session::Session;
 
@@ -27,11 +31,21 @@ pub(super) struct Slot<'a> {
     pub(super) sequence: u64,
 }
 
+/// Blocks that mutations name and that are on no node yet.
+#[derive(Clone, Default)]
+pub(super) struct Coming {
+    /// Those that are sent with the mutations.
+    pub(super) blocks: Vec<Block>,
+    /// Those that are too large for that, and are stored before.
+    pub(super) large: Vec<Block>,
+    /// What they take of the memory for what is being written.
+    pub(super) memory: Vec<Arc<OwnedSemaphorePermit>>,
+}
+
 /// What is to be committed as one.
 pub(super) struct Outgoing {
     pub(super) mutations: Vec<Mutation>,
-    /// Blocks that the mutations name.
-    pub(super) blocks: Vec<InlineBlock>,
+    pub(super) coming: Coming,
     /// What may lose its last link.
     pub(super) victim: Option<Ino>,
 }
@@ -69,7 +83,7 @@ impl Session {
     /// Those of the rules; `TimedOut` when nobody can say whether the batch was applied, also because the session has ended;
     /// `SessionEnded` when the session ended before a [`Mutation::Create`], whose inode number is not ours any more.
     pub async fn commit(&self, mutations: Vec<Mutation>, victim: Option<Ino>) -> Result<BatchReply> {
-        self.commit_batch(None, mutations, Vec::new(), victim).await
+        self.commit_batch(None, mutations, Coming::default(), victim).await
     }
 
     /// The same, but if `only` is given, in that session or not at all: what was written under a lock counts while the lock is held.
@@ -81,7 +95,7 @@ impl Session {
         only: Option<SessionId>,
         mutations: Vec<Mutation>,
     ) -> Result<BatchReply> {
-        self.commit_batch(only, mutations, Vec::new(), None).await
+        self.commit_batch(only, mutations, Coming::default(), None).await
     }
 
     /// The same, with blocks that the mutations name.
@@ -92,22 +106,30 @@ impl Session {
         &self,
         only: Option<SessionId>,
         mutations: Vec<Mutation>,
-        blocks: Vec<InlineBlock>,
+        coming: Coming,
     ) -> Result<BatchReply> {
-        self.commit_batch(only, mutations, blocks, None).await
+        self.commit_batch(only, mutations, coming, None).await
     }
 
     async fn commit_batch(
         &self,
         only: Option<SessionId>,
         mutations: Vec<Mutation>,
-        blocks: Vec<InlineBlock>,
+        coming: Coming,
         victim: Option<Ino>,
     ) -> Result<BatchReply> {
-        let mut outgoing = Outgoing { mutations, blocks, victim };
+        let mut outgoing = Outgoing { mutations, coming, victim };
         loop {
-            let (_turn, here) = self.lease.enter().await;
-            let Some(id) = here else { return self.commit_there(only, outgoing).await };
+            let (turn, here) = self.lease.enter().await;
+            let Some(id) = here else {
+                if outgoing.coming.large.is_empty() {
+                    return self.commit_there(only, outgoing).await;
+                }
+                // The lease was returned since these were cut.
+                drop(turn);
+                self.store_at_once(std::mem::take(&mut outgoing.coming.large)).await?;
+                continue;
+            };
             if only.is_some_and(|only| only != id) {
                 return Err(lock_lost());
             }
@@ -126,7 +148,9 @@ impl Session {
     /// Commits through to the daemon.
     async fn commit_there(&self, only: Option<SessionId>, outgoing: Outgoing) -> Result<BatchReply> {
         let (creates, removes) = (outgoing.creates(), outgoing.removes());
-        let Outgoing { mutations, blocks, victim } = outgoing;
+        let Outgoing { mutations, coming, victim } = outgoing;
+        let blocks = coming.blocks.iter();
+        let blocks = blocks.map(|block| InlineBlock { id: block.id, data: block.data.to_vec() }).collect();
         let again = mutations.iter().all(|mutation| {
             matches!(
                 mutation,
@@ -207,6 +231,12 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// The most bytes of a block that is sent with the mutations that name it.
+    pub(super) fn inline_max(&self) -> usize {
+        // A daemon may say anything.
+        (self.state().grant.inline_bytes as usize).min(INLINE_MAX)
     }
 
     /// The next number for a batch, when the one that lies [`SESSION_SLOTS`] before it has been answered.

@@ -9,6 +9,7 @@ use tandemfs::tree::{Key, Mutation, Want};
 use tandemfs::{Error, ErrorKind, Result};
 use tokio::time::{Instant, sleep};
 
+use super::batches::Coming;
 use super::data::{Data, Then};
 use super::file_data::{Base, FileData, Next, Tail, next_write};
 use super::written;
@@ -16,26 +17,41 @@ use super::written;
 /// What was written so long ago is sent without being asked for.
 const DIRTY_AGE: Duration = Duration::from_secs(5);
 
+/// How much of what was written to a file is made part of it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// What has been uploaded already.
+    Uploaded,
+    /// All of it. While changes are made here, it may be uploaded after that; it can be read all the same.
+    All,
+    /// All of it, and it is on the nodes by then or lies in the commit.
+    AllUploaded,
+}
+
 impl Data {
     /// Makes what was written part of the file, then applies another mutation, in the same batch where that is
-    /// possible. Without `all`, only what has been uploaded already.
+    /// possible.
     ///
     /// # Errors
     /// Those of the commit. Failures are remembered for the file's handles as well.
     pub async fn commit(
         self: &Arc<Self>,
         file: &Arc<FileData>,
-        all: bool,
+        reach: Reach,
         then: Option<Mutation>,
     ) -> Result<Option<BatchReply>> {
         let _order = file.commit.lock().await;
-        if all {
-            self.seal(file, None, Then::Commit);
+        match reach {
+            Reach::Uploaded => {}
+            Reach::All => self.seal(file, None, Then::Commit { later: true }),
+            Reach::AllUploaded => self.seal(file, None, Then::Commit { later: false }),
+        }
+        if reach != Reach::Uploaded {
             self.uploads_done(file).await;
         }
         let mut then = then;
         let only = file.lock().only.or(self.session.locks.session_of(file.ino));
-        while let Some(Next { count, write, blocks, last }) = next_write(file) {
+        while let Some(Next { count, write, coming, last }) = next_write(file, self.session.inline_max()) {
             let session = self.check_base(file).await?;
             let in_session = only.or(session);
             let mut mutations = vec![write.clone()];
@@ -43,8 +59,8 @@ impl Data {
                 mutations.push(then.clone());
             }
             let both = mutations.len() > 1;
-            let again = if both { blocks.clone() } else { Vec::new() };
-            let mut result = self.session.commit_with(in_session, mutations, blocks).await;
+            let again = if both { coming.clone() } else { Coming::default() };
+            let mut result = self.session.commit_with(in_session, mutations, coming).await;
             let mut alone = false;
             if both && result.as_ref().is_err_and(|error| !error.kind().is_retryable()) {
                 // Which of the two was refused? The data must not suffer for the other.
@@ -85,7 +101,7 @@ impl Data {
                     return Err(error);
                 }
             }
-            if !all && last {
+            if reach == Reach::Uploaded && last {
                 break;
             }
         }
@@ -182,7 +198,7 @@ impl Data {
             if !old || self.session.opens.is_orphan(file.ino) {
                 continue;
             }
-            if let Err(error) = self.commit(&file, true, None).await {
+            if let Err(error) = self.commit(&file, Reach::All, None).await {
                 log::error!("writing back inode {}: {error}", file.ino);
                 result = Err(error);
             }

@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tandemfs::api::fs::INLINE_MAX;
 use tandemfs::clock::Clock;
 use tandemfs::id::{BlockId, Ino};
 use tandemfs::tree::{CHUNK_SIZE, FILE_SIZE_MAX};
@@ -14,11 +13,15 @@ use tandemfs::{Error, Result};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 
-use super::file_data::{Base, FileData, Staged};
+use super::commits::Reach;
+use super::file_data::{Base, FileData, Staged, State};
 use super::session::Session;
 
 /// Blocks that are uploaded at the same time.
-const UPLOADS_MAX: usize = 8;
+pub(super) const UPLOADS_MAX: usize = 8;
+/// Bytes of a file that may be uploaded after it was closed. Most of what is longer is uploaded while it is written, and is not to go through
+/// the log of the queue as well.
+const LATER_MAX: usize = CHUNK_SIZE as usize;
 /// So many uploaded blocks of a file are committed without waiting for its writer to ask.
 const STAGED_MAX: usize = 32;
 
@@ -115,7 +118,7 @@ impl Data {
     }
 
     async fn commit_at_once(self: Arc<Self>, file: Arc<FileData>) {
-        if let Err(error) = self.commit(&file, true, None).await {
+        if let Err(error) = self.commit(&file, Reach::All, None).await {
             log::error!("writing back inode {}: {error}", file.ino);
         }
     }
@@ -213,12 +216,13 @@ impl Data {
     }
 
     /// Cuts a block out of the buffer of one chunk, or of each, and has it uploaded, unless it is small enough to come with a commit that
-    /// follows. That is for who holds the file's order of commits: then nothing else changes its content in between.
+    /// follows, or may be uploaded after that. That is for who holds the file's order of commits: then nothing else changes its content in
+    /// between.
     pub(super) fn seal(self: &Arc<Self>, file: &Arc<FileData>, chunk: Option<u64>, then: Then) {
+        let key = self.session.grant().key;
+        let inline_max = self.session.inline_max();
+        let mut coming = Vec::new();
         let mut state = file.lock();
-        let grant = self.session.grant();
-        // A daemon may say anything.
-        let inline_max = (grant.inline_bytes as usize).min(INLINE_MAX);
         let chunks: Vec<u64> = match chunk {
             Some(chunk) => vec![chunk],
             None => state.buffers.keys().copied().collect(),
@@ -226,7 +230,8 @@ impl Data {
         let session = self.session.delegated_to(file.ino);
         let base = session.map(|session| Base { session, content: self.session.content(file.ino) });
         // What is staged already is laid over what the file has.
-        let base = base.filter(|_| then == Then::Commit && state.staged.is_empty());
+        let base = base.filter(|_| then != Then::More && state.staged.is_empty());
+        let is_later = then == Then::Commit { later: true } && self.may_be_later(&state);
         for chunk in chunks {
             let Some(mut dirty) = state.buffers.remove(&chunk) else { continue };
             if let (Some(tail), Some(base)) = (&state.tail, base)
@@ -237,19 +242,37 @@ impl Data {
             let (data, parts) = dirty.buffer.assemble();
             state.number += 1;
             let number = state.number;
-            let is_inline = then == Then::Commit && data.len() <= inline_max;
             state.staged.push_back(Staged {
                 number,
                 chunk,
                 parts,
                 data: Some(data.clone()),
-                block: is_inline.then(|| BlockId::of(&grant.key, &data)),
-                permit: dirty.permit,
+                block: None,
+                permit: dirty.permit.map(Arc::new),
             });
-            if !is_inline {
+            if then != Then::More && (is_later || data.len() <= inline_max) {
+                coming.push((number, data));
+            } else {
                 tokio::spawn(Arc::clone(self).upload(Arc::clone(file), number, data));
             }
         }
+        drop(state);
+        for (number, data) in coming {
+            // It takes a while where they are large.
+            let block = BlockId::of(&key, &data);
+            if let Some(staged) = file.lock().staged.iter_mut().find(|staged| staged.number == number) {
+                staged.block = Some(block);
+            }
+        }
+    }
+
+    /// Whether what is in the buffers of a file may be uploaded after it was made part of it. A file that is being uploaded already is waited
+    /// for in any case.
+    fn may_be_later(&self, state: &State) -> bool {
+        let bytes: usize = state.buffers.values().map(|dirty| dirty.buffer.bytes()).sum();
+        self.session.lease.session().is_some()
+            && bytes <= LATER_MAX
+            && state.staged.iter().all(|staged| staged.block.is_some())
     }
 
     async fn upload(self: Arc<Self>, file: Arc<FileData>, number: u64, data: Bytes) {
@@ -285,7 +308,7 @@ impl Data {
         file.uploaded.notify_waiters();
         if crowded && file.commit.try_lock().is_ok() {
             tokio::spawn(async move {
-                if let Err(error) = self.commit(&file, false, None).await {
+                if let Err(error) = self.commit(&file, Reach::Uploaded, None).await {
                     log::error!("committing data of inode {}: {error}", file.ino);
                 }
             });
@@ -298,8 +321,8 @@ impl Data {
 pub(super) enum Then {
     /// More may be written before anything is committed.
     More,
-    /// They are committed at once.
-    Commit,
+    /// They are committed at once, and uploaded before that, or `later` where that may be.
+    Commit { later: bool },
 }
 
 /// Whether a file may be as long as a write would make it.

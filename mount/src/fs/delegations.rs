@@ -17,6 +17,7 @@ use tandemfs::{Error, ErrorKind, Result};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
+use super::commits::Reach;
 use super::data::Data;
 use super::lease;
 use super::session::Session;
@@ -364,7 +365,7 @@ impl Data {
             }
             returning.push(ino);
             if let Some(file) = self.get(ino).filter(|file| file.is_dirty())
-                && let Err(error) = self.commit(&file, true, None).await
+                && let Err(error) = self.commit(&file, Reach::AllUploaded, None).await
             {
                 log::error!("writing back inode {ino}: {error}");
             }

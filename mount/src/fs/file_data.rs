@@ -1,10 +1,10 @@
 //! What was written to a file and is not part of it yet: buffers that grow, blocks on their way, blocks that are uploaded.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use tandemfs::api::fs::{BATCH_INLINE_MAX, InlineBlock};
+use tandemfs::api::fs::BATCH_INLINE_MAX;
 use tandemfs::clock::Time;
 use tandemfs::id::{BlockId, Ino, SessionId};
 use tandemfs::tree::{CHUNK_SIZE, Inode, Mutation, WrittenExtent};
@@ -12,7 +12,9 @@ use tandemfs::{Error, Result};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::time::Instant;
 
+use super::batches::Coming;
 use super::buffer::{Buffer, Part, Piece, Source};
+use super::lease::log::Block;
 
 /// The most extents in one `Write` mutation.
 const EXTENTS_MAX: usize = 1024;
@@ -112,7 +114,7 @@ pub(super) struct Dirty {
     pub(super) permit: Option<OwnedSemaphorePermit>,
 }
 
-/// A block that is not part of the file yet: on its way to the nodes, there, or to come with the commit.
+/// A block that is not part of the file yet: on its way to the nodes, there, or to come with the commit or right before it.
 pub(super) struct Staged {
     pub(super) number: u64,
     pub(super) chunk: u64,
@@ -121,7 +123,7 @@ pub(super) struct Staged {
     pub(super) data: Option<Bytes>,
     /// Once it can be committed.
     pub(super) block: Option<BlockId>,
-    pub(super) permit: Option<OwnedSemaphorePermit>,
+    pub(super) permit: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 impl Staged {
@@ -246,28 +248,32 @@ pub(super) struct Next {
     pub(super) count: usize,
     /// The mutation that does it.
     pub(super) write: Mutation,
-    /// What comes with it.
-    pub(super) blocks: Vec<InlineBlock>,
+    /// What it names and is not stored.
+    pub(super) coming: Coming,
     /// Nothing is staged behind it.
     pub(super) last: bool,
 }
 
-pub(super) fn next_write(file: &FileData) -> Option<Next> {
+/// Blocks of up to `inline_max` bytes are sent with it.
+pub(super) fn next_write(file: &FileData, inline_max: usize) -> Option<Next> {
     let state = file.lock();
     let mut extents: Vec<WrittenExtent> = Vec::new();
-    let mut blocks: Vec<InlineBlock> = Vec::new();
+    let mut coming = Coming::default();
     let (mut count, mut end, mut bytes) = (0, 0, 0);
     for staged in &state.staged {
         let Some(block) = staged.block else { break };
         if !extents.is_empty() && extents.len() + staged.parts.len() > EXTENTS_MAX {
             break;
         }
-        if let Some(data) = &staged.data {
-            bytes += data.len();
+        if let Some(data) = staged.data.clone() {
+            let is_large = data.len() > inline_max;
+            bytes += if is_large { 0 } else { data.len() };
             if bytes > BATCH_INLINE_MAX && !extents.is_empty() {
                 break;
             }
-            blocks.push(InlineBlock { id: block, data: data.to_vec() });
+            let blocks = if is_large { &mut coming.large } else { &mut coming.blocks };
+            blocks.push(Block { id: block, data });
+            coming.memory.extend(staged.permit.clone());
         }
         let base = staged.chunk * CHUNK_SIZE;
         extents.extend(staged.parts.iter().map(|part| WrittenExtent {
@@ -284,5 +290,5 @@ pub(super) fn next_write(file: &FileData) -> Option<Next> {
     }
     let (clear_privileges, time) = (state.clear_privileges, state.time.unwrap_or_default());
     let write = Mutation::Write { ino: file.ino, extents, size: end, clear_privileges, time };
-    Some(Next { count, write, blocks, last: count == state.staged.len() })
+    Some(Next { count, write, coming, last: count == state.staged.len() })
 }

@@ -8,6 +8,7 @@ use tandemfs::id::Ino;
 use tandemfs::tree::{CHUNK_SIZE, CLONE_MAX, Credentials, FILE_SIZE_MAX, Mutation};
 use tandemfs::{Error, ErrorKind, Result};
 
+use super::commits::Reach;
 use super::data::How;
 use super::directory::OpenDirectory;
 use super::handles::OpenFile;
@@ -209,7 +210,8 @@ impl Fs {
     /// A failure of writing that fsync or write has not told.
     pub async fn flush(&self, handle: u64) -> Result<()> {
         let file = self.files.get(handle)?;
-        let sent = if self.session.opens.is_orphan(file.ino) { Ok(()) } else { self.send(&file).await };
+        let sent =
+            if self.session.opens.is_orphan(file.ino) { Ok(()) } else { self.send(&file, Reach::All).await };
         file.failure().and(sent)
     }
 
@@ -233,7 +235,7 @@ impl Fs {
     }
 
     pub(super) async fn commit(&self, file: &OpenFile) -> Result<()> {
-        let mut sent = self.send(file).await;
+        let mut sent = self.send(file, Reach::AllUploaded).await;
         if sent.is_ok() {
             sent = self.session.committed(file.ino).await;
         }
@@ -241,9 +243,9 @@ impl Fs {
         file.report().and(sent)
     }
 
-    async fn send(&self, file: &OpenFile) -> Result<()> {
+    async fn send(&self, file: &OpenFile, reach: Reach) -> Result<()> {
         if file.data.is_dirty() {
-            self.data.commit(&file.data, true, None).await?;
+            self.data.commit(&file.data, reach, None).await?;
         }
         Ok(())
     }
@@ -254,7 +256,7 @@ impl Fs {
         let orphan = self.session.opens.is_orphan(file.ino);
         if !orphan
             && file.data.is_dirty()
-            && let Err(error) = self.data.commit(&file.data, true, None).await
+            && let Err(error) = self.data.commit(&file.data, Reach::All, None).await
         {
             log::error!("data of inode {} is lost: {error}", file.ino);
         }
@@ -331,7 +333,7 @@ impl Fs {
             clear_privileges: self.options.ids.acting(by).uid != 0,
             time: self.clock.now(),
         };
-        self.data.commit(&file.data, true, Some(punch)).await.map(drop)
+        self.data.commit(&file.data, Reach::All, Some(punch)).await.map(drop)
     }
 
     /// copy_file_range: the target names the source's blocks, no data is moved. Answers how many bytes; there may be more.
@@ -349,7 +351,7 @@ impl Fs {
         let (source, target) = (self.usable(from)?, self.usable(into)?);
         self.writable()?;
         if source.data.is_dirty() {
-            self.data.commit(&source.data, true, None).await?;
+            self.data.commit(&source.data, Reach::All, None).await?;
         }
         let left = self.inode(source.ino).await?.size.saturating_sub(from_offset);
         let length = length.min(CLONE_MAX).min(left);
@@ -365,7 +367,7 @@ impl Fs {
             clear_privileges: self.options.ids.acting(by).uid != 0,
             time: self.clock.now(),
         };
-        match self.data.commit(&target.data, true, Some(clone)).await {
+        match self.data.commit(&target.data, Reach::All, Some(clone)).await {
             Ok(_) => Ok(length as u32),
             Err(error) if error.kind() == ErrorKind::OutOfRange => {
                 Err(Error::unsupported("the source is being cut").because(error))
@@ -382,7 +384,7 @@ impl Fs {
         let file = self.files.get(handle)?;
         self.session.ready().await?;
         if file.data.is_dirty() {
-            self.data.commit(&file.data, true, None).await?;
+            self.data.commit(&file.data, Reach::All, None).await?;
         }
         let size = self.inode(file.ino).await?.size;
         if offset >= size {

@@ -12,6 +12,7 @@ use tandemfs::id::Ino;
 use tandemfs::tree::Mutation;
 use tokio::time::{Instant, sleep};
 
+use super::commits::Reach;
 use super::session::Session;
 
 /// So long after an answer that says `Stale` the kernel has looked again; and so long what it was told of is held. Some seconds, for between
@@ -68,7 +69,7 @@ impl Session {
         let Some(data) = self.writer.get().and_then(Weak::upgrade) else { return };
         if held_elsewhere && let Some(file) = data.get(ino).filter(|file| file.is_dirty()) {
             // Whoever has it open there reads what was written here. When it is gone meanwhile nobody does.
-            let _gone = data.commit(&file, true, None).await;
+            let _gone = data.commit(&file, Reach::All, None).await;
         }
         data.discard(ino).await;
     }

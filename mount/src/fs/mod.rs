@@ -47,6 +47,7 @@ use tandemfs::{Error, ErrorKind, Result};
 
 use accesses::Accesses;
 use atime::AtimeRule;
+use commits::Reach;
 use data::Data;
 use directory::OpenDirectory;
 use file_data::Unsent;
@@ -164,13 +165,14 @@ impl Fs {
     /// Those of the daemon.
     pub async fn open(remote: Arc<dyn Remote>, clock: Arc<dyn Clock>, options: Options) -> Result<Self> {
         // Half for what is being written, a quarter for blocks, a quarter for records.
-        let session = Session::open(remote, &options, options.memory / 4).await?;
+        let session = Session::open(remote, &options).await?;
         let data = Data::new(Arc::clone(&session), Arc::clone(&clock), options.memory / 2);
         let reader = Reader::new(Arc::clone(&session), options.memory / 4);
         let accesses = Accesses::new(Arc::clone(&session));
         tokio::spawn(Data::write_back(Arc::downgrade(&data)));
         tokio::spawn(Accesses::send_lazily(Arc::downgrade(&accesses)));
         tokio::spawn(Session::send_queue(Arc::downgrade(&session)));
+        tokio::spawn(Session::store_queue(Arc::downgrade(&session)));
         // Before anything is asked: whoever is shown something is told of its changes, and others wait until it answers.
         tokio::spawn(Arc::clone(&session).follow());
         Ok(Self {
@@ -352,7 +354,7 @@ impl Fs {
                 if new_size == Some(0) {
                     self.data.discard(ino).await;
                 }
-                let committed = self.data.commit(&file, true, Some(mutation)).await;
+                let committed = self.data.commit(&file, Reach::All, Some(mutation)).await;
                 self.data.leave(&file);
                 self.of_inode(ino, committed)?
             }

@@ -4,12 +4,14 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
 use std::sync::Weak;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tandemfs::id::{BlockId, Ino};
 use tandemfs::name::{Name, join_path};
 use tandemfs::tree::{Credentials, Mutation, NewNode, WrittenExtent};
 use tandemfs::{Error, ErrorKind, Result};
+use tokio::time::sleep;
 
 use super::data::How;
 use super::lease::log::{Orphaned, Queued};
@@ -20,6 +22,9 @@ const ROOT: Credentials = Credentials { uid: 0, gid: 0 };
 const COPY: u32 = 1 << 20;
 /// How deep a name may lie.
 const DEPTH_MAX: usize = 256;
+/// How long, and how often, nodes that are full are left alone before anything is offered: an hour.
+const FULL_PAUSE: Duration = Duration::from_secs(15);
+const FULL_TRIES: usize = 240;
 /// The list of what was done.
 const LIST: &[u8] = b"CHANGES.txt";
 
@@ -30,7 +35,7 @@ struct Story<'a> {
     names: HashMap<Ino, (Ino, Name)>,
     /// What was done to the content of files, in order.
     files: BTreeMap<Ino, Vec<Step<'a>>>,
-    blocks: HashMap<BlockId, &'a [u8]>,
+    blocks: HashMap<BlockId, Bytes>,
 }
 
 enum Step<'a> {
@@ -54,6 +59,7 @@ impl Fs {
                 false
             });
             for lost in all {
+                fs.store_lost(&lost.changes).await;
                 match fs.offer(&lost.changes).await {
                     Ok(name) => {
                         log::warn!(
@@ -63,6 +69,18 @@ impl Fs {
                     }
                     Err(error) => log::error!("what could not be sent cannot be offered: {error}"),
                 }
+            }
+        }
+    }
+
+    /// Stores what may not have been stored because the nodes were full, so that it does not get lost again on its way into the directory.
+    async fn store_lost(&self, changes: &[Queued]) {
+        let blocks: Vec<_> = changes.iter().flat_map(|change| change.large.iter().cloned()).collect();
+        for _ in 0..FULL_TRIES {
+            match self.session.store_at_once(blocks.clone()).await {
+                Err(error) if error.kind() == ErrorKind::NoSpace => sleep(FULL_PAUSE).await,
+                // Where it is not possible for another reason, it cannot be offered, either, which is told.
+                _ => return,
             }
         }
     }
@@ -222,10 +240,8 @@ impl Fs {
         let end = u64::from(extent.block_offset) + extent.length;
         if let Some(block) = story.blocks.get(&extent.block) {
             let range = extent.block_offset as usize..usize::try_from(end).unwrap_or(usize::MAX);
-            return block
-                .get(range)
-                .map(Bytes::copy_from_slice)
-                .ok_or_else(|| Error::corrupt("a short block"));
+            let is_whole = range.start <= range.end && range.end <= block.len();
+            return is_whole.then(|| block.slice(range)).ok_or_else(|| Error::corrupt("a short block"));
         }
         let end = u32::try_from(end).map_err(|_| Error::corrupt("a long block"))?;
         let range = Some(extent.block_offset..end);
@@ -237,7 +253,8 @@ impl<'a> Story<'a> {
     fn of(changes: &'a [Queued]) -> Self {
         let mut story = Self::default();
         for change in changes {
-            story.blocks.extend(change.blocks.iter().map(|block| (block.id, block.data.as_slice())));
+            let blocks = change.blocks.iter().chain(&change.large);
+            story.blocks.extend(blocks.map(|block| (block.id, block.data.clone())));
             change.mutations.iter().for_each(|mutation| story.note(mutation));
         }
         // What was only removed or cut is not missed.

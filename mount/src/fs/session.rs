@@ -103,7 +103,7 @@ impl Session {
     ///
     /// # Errors
     /// Those of the daemon; it is not asked again here, so that a wrong address is known at once.
-    pub async fn open(remote: Arc<dyn Remote>, options: &Options, cache_bytes: usize) -> Result<Arc<Self>> {
+    pub async fn open(remote: Arc<dyn Remote>, options: &Options) -> Result<Arc<Self>> {
         let open = OpenSession {
             volume: options.volume.clone(),
             read_only: options.read_only,
@@ -128,7 +128,7 @@ impl Session {
         let carried_out = watch::Sender::new((grant.session, 0));
         Ok(Arc::new(Self {
             remote,
-            cache: Arc::new(Cache::new(cache_bytes)),
+            cache: Arc::new(Cache::new(options.memory / 4)),
             opens: Arc::default(),
             guests: Guests::default(),
             kernel: OnceLock::new(),
@@ -136,7 +136,7 @@ impl Session {
             locks: Locks::new(&grant),
             delegations: Delegations::new(&grant),
             lease: Arc::new(Lease::new(&grant, lease_is_wanted)),
-            queue: Queue::new(grant.session, log),
+            queue: Queue::new(grant.session, log, options.memory / 2),
             writer: OnceLock::new(),
             suspended: Suspended::default(),
             lost: watch::Sender::new(lost),

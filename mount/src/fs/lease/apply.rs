@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::log::Queued;
 use super::pending::owned;
 use super::queue::Change;
-use crate::fs::batches::Outgoing;
+use crate::fs::batches::{Coming, Outgoing};
 use crate::fs::cache::Known;
 use crate::fs::session::Session;
 
@@ -50,7 +50,7 @@ impl Session {
         outgoing: &mut Outgoing,
         give_up: Instant,
     ) -> Result<BatchReply> {
-        let room = self.queue.room(&outgoing.mutations, &outgoing.blocks, give_up).await?;
+        let room = self.queue.room(&outgoing.mutations, &outgoing.coming, give_up).await?;
         let _removal = outgoing.victim.map(|ino| self.opens.removing(ino));
         let order = self.queue.order.lock().await;
         let held = if outgoing.removes() { self.opens.held(outgoing.victim) } else { Vec::new() };
@@ -74,7 +74,7 @@ impl Session {
         id: SessionId,
         outgoing: &mut Outgoing,
         held: Vec<Ino>,
-        room: OwnedSemaphorePermit,
+        room: Vec<OwnedSemaphorePermit>,
         set: WorkingSet,
     ) -> Result<BatchReply> {
         let records: BTreeMap<Key, Known> =
@@ -88,19 +88,18 @@ impl Session {
                 _ => None,
             })
             .collect();
+        let Coming { blocks, large, memory } = std::mem::take(&mut outgoing.coming);
+        let mutations = std::mem::take(&mut outgoing.mutations);
         let change = Change {
-            queued: Queued {
-                number,
-                mutations: std::mem::take(&mut outgoing.mutations),
-                blocks: std::mem::take(&mut outgoing.blocks),
-                held: held.clone(),
-            },
+            queued: Queued { number, mutations, blocks, large, held: held.clone() },
             keys: records.keys().cloned().collect(),
             since: Instant::now(),
             _room: room,
+            memory,
         };
-        if let Some(change) = self.queue.add(id, change) {
-            (outgoing.mutations, outgoing.blocks) = (change.queued.mutations, change.queued.blocks);
+        if let Some(Change { queued, memory, .. }) = self.queue.add(id, change) {
+            outgoing.mutations = queued.mutations;
+            outgoing.coming = Coming { blocks: queued.blocks, large: queued.large, memory };
             return Err(Error::session_ended(format!("session {id}")));
         }
         self.cache.change(number, &records);

@@ -2,19 +2,30 @@
 //! was not synced may be lost with the machine, as on a local disk; then the log is of an earlier boot, and is not looked at.
 //!
 //! A frame is the length of its body (4 bytes, little endian), the first [`SUM`] bytes of the block id of the body under the volume's key, and
-//! the body: a letter and the encoding of a tuple. The first frame that is not whole or not right ends the log.
+//! the body: a letter and the encoding of a tuple. The data of a block that is stored before its change is sent is a frame of its own before
+//! that change, once; it has no letter, and its checksum is the second [`SUM`] bytes of its id. The first frame that is not whole or not right
+//! ends the log.
 
+mod left;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
-use tandemfs::api::fs::InlineBlock;
-use tandemfs::codec::{decode, encode};
+use serde::{Deserialize, Serialize};
+use tandemfs::api::fs::BLOCK_SIZE_MAX;
+use tandemfs::codec::encode;
 use tandemfs::id::{BlockId, Ino, SessionId, VolumeKey};
 use tandemfs::tree::Mutation;
+
+pub(in crate::fs) use left::{Left, Orphaned, orphaned};
 
 /// Bytes of a checksum.
 const SUM: usize = 8;
@@ -27,13 +38,24 @@ const TOO_LONG: u64 = 32 << 20;
 /// Mounts of one volume on one machine.
 const LOGS_MAX: usize = 1024;
 
+/// A block that is on no node yet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(in crate::fs) struct Block {
+    pub(in crate::fs) id: BlockId,
+    #[serde(with = "tandemfs::name::text_or_bytes")]
+    pub(in crate::fs) data: Bytes,
+}
+
 /// What was done here and is to be sent.
 #[derive(Clone, Debug, PartialEq)]
 pub(in crate::fs) struct Queued {
     /// Counts the changes of this mount.
     pub(in crate::fs) number: u64,
     pub(in crate::fs) mutations: Vec<Mutation>,
-    pub(in crate::fs) blocks: Vec<InlineBlock>,
+    /// Blocks that are sent with the mutations, which name them.
+    pub(in crate::fs) blocks: Vec<Block>,
+    /// Blocks that are stored before.
+    pub(in crate::fs) large: Vec<Block>,
     /// Inodes that it may leave without links and that are open here.
     pub(in crate::fs) held: Vec<Ino>,
 }
@@ -48,37 +70,10 @@ pub(in crate::fs) struct Log {
     session: SessionId,
     /// Of the last batch that was sent.
     sequence: u64,
+    /// Blocks whose data is in it.
+    blocks: HashSet<BlockId>,
     /// It could not be written, and holds nothing.
     is_broken: bool,
-}
-
-/// What a mount has left behind that was killed.
-#[derive(Debug, PartialEq)]
-pub(in crate::fs) struct Left {
-    /// In which session it was done.
-    pub(super) session: SessionId,
-    /// The number of the last batch that was sent or is to be sent again.
-    pub(super) sequence: u64,
-    /// The last change of that batch, if its answer is not known.
-    pub(super) sent: Option<u64>,
-    /// What the daemon may not have.
-    pub(super) changes: Vec<Queued>,
-}
-
-/// A log that is nobody's any more. As long as this lives, no other mount takes it.
-pub(in crate::fs) struct Orphaned {
-    path: PathBuf,
-    _lock: File,
-    pub(in crate::fs) left: Option<Left>,
-}
-
-impl Orphaned {
-    /// It has been seen to.
-    pub(in crate::fs) fn remove(self) {
-        if let Err(error) = fs::remove_file(&self.path) {
-            log::warn!("removing {}: {error}", self.path.display());
-        }
-    }
 }
 
 impl Log {
@@ -98,11 +93,14 @@ impl Log {
                 other => other?,
             };
             if lock(&file, &path)? {
-                let (key, session) = (key.clone(), SessionId(0));
-                return Ok(Self { file, path, key, length: 0, session, sequence: 0, is_broken: false });
+                return Ok(Self::empty(file, path, key.clone(), (SessionId(0), 0)));
             }
         }
         Err(io::Error::other(format!("{LOGS_MAX} mounts have logs in {}", directory.display())))
+    }
+
+    fn empty(file: File, path: PathBuf, key: VolumeKey, (session, sequence): (SessionId, u64)) -> Self {
+        Self { file, path, key, length: 0, session, sequence, blocks: HashSet::new(), is_broken: false }
     }
 
     /// Whether what was added last is in it.
@@ -120,7 +118,13 @@ impl Log {
 
     /// A change is about to be answered.
     pub(super) fn change(&mut self, change: &Queued) {
-        self.append(b'C', &(change.number, &change.mutations, &change.blocks, &change.held));
+        for block in &change.large {
+            if !self.blocks.contains(&block.id) {
+                self.append_block(block);
+            }
+        }
+        let large: Vec<BlockId> = change.large.iter().map(|block| block.id).collect();
+        self.append(b'C', &(change.number, &change.mutations, &change.blocks, &change.held, large));
     }
 
     /// All changes up to one, from the first that is not done, are about to be sent as one batch.
@@ -156,9 +160,9 @@ impl Log {
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&path)?;
         lock(&file, &path)?;
-        let (key, session, sequence) = (self.key.clone(), self.session, self.sequence);
-        let mut new = Self { file, path, key, length: 0, session, sequence, is_broken: false };
-        new.begin(session, sequence);
+        let of = (self.session, self.sequence);
+        let mut new = Self::empty(file, path, self.key.clone(), of);
+        new.begin(of.0, of.1);
         waiting.for_each(|change| new.change(change));
         if new.is_broken {
             return Err(io::Error::other("it cannot be written"));
@@ -169,7 +173,7 @@ impl Log {
         Ok(())
     }
 
-    fn append(&mut self, letter: u8, entry: &impl serde::Serialize) {
+    fn append(&mut self, letter: u8, entry: &impl Serialize) {
         if self.is_broken {
             return;
         }
@@ -177,6 +181,25 @@ impl Log {
             self.file.write_all(&frame)?;
             Ok(frame.len() as u64)
         });
+        self.appended(written);
+    }
+
+    fn append_block(&mut self, block: &Block) {
+        if self.is_broken {
+            return;
+        }
+        let length = u32::try_from(block.data.len()).ok().filter(|length| *length as usize <= BLOCK_SIZE_MAX);
+        let length = length.ok_or_else(|| io::Error::other("a block that is too large"));
+        let written = length.and_then(|length| {
+            self.file.write_all(&[&length.to_le_bytes()[..], &block.id.0[SUM..2 * SUM]].concat())?;
+            self.file.write_all(&block.data)?;
+            Ok((4 + SUM + block.data.len()) as u64)
+        });
+        self.blocks.insert(block.id);
+        self.appended(written);
+    }
+
+    fn appended(&mut self, written: io::Result<u64>) {
         match written {
             Ok(length) => self.length += length,
             Err(error) => {
@@ -197,78 +220,11 @@ impl Log {
             log::warn!("emptying {}: {error}", self.path.display());
         }
         self.length = 0;
+        self.blocks.clear();
     }
 }
 
-/// The logs of a volume that no mount is writing any more. Those of an earlier boot are removed: what was not synced then is lost.
-///
-/// # Errors
-/// The system's.
-pub(in crate::fs) fn orphaned(directory: &Path, key: &VolumeKey) -> io::Result<Vec<Orphaned>> {
-    let boot = boot()?;
-    let entries = match fs::read_dir(of_volume(directory, key)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other?,
-    };
-    let mut found = Vec::new();
-    for entry in entries.take(LOGS_MAX) {
-        let path = entry?.path();
-        let Ok(mut file) = OpenOptions::new().read(true).write(true).open(&path) else { continue };
-        if !lock(&file, &path)? {
-            continue;
-        }
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if !name.starts_with(&boot) || !name.ends_with(".log") {
-            fs::remove_file(&path)?;
-            continue;
-        }
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)?;
-        found.push(Orphaned { left: read(key, &bytes), path, _lock: file });
-    }
-    Ok(found)
-}
-
-/// What is left in a log.
-fn read(key: &VolumeKey, bytes: &[u8]) -> Option<Left> {
-    let mut left: Option<Left> = None;
-    let mut rest = bytes;
-    while let Some((body, after)) = next(key, rest) {
-        rest = after;
-        let (letter, entry) = body.split_first()?;
-        match (letter, &mut left) {
-            (b'B', _) => {
-                let (session, sequence) = decode(entry).ok()?;
-                left = Some(Left { session, sequence, sent: None, changes: Vec::new() });
-            }
-            (b'C', Some(left)) => {
-                let (number, mutations, blocks, held) = decode(entry).ok()?;
-                left.changes.push(Queued { number, mutations, blocks, held });
-            }
-            (b'S', Some(left)) => {
-                let (sequence, last) = decode(entry).ok()?;
-                (left.sequence, left.sent) = (sequence, Some(last));
-            }
-            (b'D', Some(left)) => {
-                let last: u64 = decode(entry).ok()?;
-                left.changes.retain(|change| change.number > last);
-                left.sent = left.sent.filter(|sent| *sent > last);
-            }
-            _ => break,
-        }
-    }
-    left
-}
-
-/// The body of the first frame, and what comes after it.
-fn next<'a>(key: &VolumeKey, bytes: &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
-    let (length, rest) = bytes.split_first_chunk::<4>()?;
-    let (sum, rest) = rest.split_first_chunk::<SUM>()?;
-    let (body, after) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
-    (BlockId::of(key, body).0[..SUM] == *sum).then_some((body, after))
-}
-
-fn frame(key: &VolumeKey, letter: u8, entry: &impl serde::Serialize) -> io::Result<Vec<u8>> {
+fn frame(key: &VolumeKey, letter: u8, entry: &impl Serialize) -> io::Result<Vec<u8>> {
     let entry = encode(entry).map_err(io::Error::other)?;
     let body = [&[letter][..], &entry].concat();
     let length = u32::try_from(body.len()).ok().filter(|length| *length as usize <= BODY_MAX);
@@ -295,111 +251,4 @@ fn lock(file: &File, path: &Path) -> io::Result<bool> {
         file.metadata().is_ok_and(|own| (own.dev(), own.ino()) == (there.dev(), there.ino()))
     });
     Ok(is_there)
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use tandemfs::clock::Time;
-    use tandemfs::tree::XattrMode;
-    use tempfile::TempDir;
-
-    use super::*;
-
-    const KEY: VolumeKey = VolumeKey([7; 32]);
-    const SESSION: SessionId = SessionId(9);
-
-    fn queued(number: u64) -> Queued {
-        let data = vec![number as u8; number as usize % 50];
-        let mutation = Mutation::SetXattr {
-            ino: Ino(number),
-            name: b"user.x".to_vec(),
-            value: data.clone(),
-            mode: XattrMode::Set,
-            by: tandemfs::tree::Credentials::default(),
-            time: Time::default(),
-        };
-        let blocks = vec![InlineBlock { id: BlockId::of(&KEY, &data), data }];
-        Queued { number, mutations: vec![mutation], blocks, held: vec![Ino(number)] }
-    }
-
-    /// What one mount leaves that has added ten changes, sent five, and been told of three.
-    fn left_by(directory: &Path) -> Vec<u8> {
-        let mut log = Log::create(directory, &KEY).unwrap();
-        log.begin(SESSION, 40);
-        (1..=5).for_each(|number| log.change(&queued(number)));
-        log.sent(41, 3);
-        log.done(3, None::<std::iter::Empty<_>>);
-        log.sent(42, 5);
-        (6..=10).for_each(|number| log.change(&queued(number)));
-        fs::read(&log.path).unwrap()
-    }
-
-    #[test]
-    fn what_is_not_done_is_left() {
-        let directory = TempDir::new().unwrap();
-        left_by(directory.path());
-        let mut found = orphaned(directory.path(), &KEY).unwrap();
-        let left =
-            Left { session: SESSION, sequence: 42, sent: Some(5), changes: (4..=10).map(queued).collect() };
-        assert_eq!(found[0].left, Some(left));
-        assert!(orphaned(directory.path(), &KEY).unwrap().is_empty(), "it is taken");
-        assert!(
-            orphaned(directory.path(), &VolumeKey([8; 32])).unwrap().is_empty(),
-            "it is another volume's"
-        );
-        found.remove(0).remove();
-        assert!(orphaned(directory.path(), &KEY).unwrap().is_empty());
-    }
-
-    #[test]
-    fn a_long_log_is_written_anew() {
-        let directory = TempDir::new().unwrap();
-        let mut log = Log::create(directory.path(), &KEY).unwrap();
-        log.begin(SESSION, 0);
-        let large = |number| Queued {
-            blocks: vec![InlineBlock { id: BlockId([1; 32]), data: vec![1; 1 << 20] }],
-            ..queued(number)
-        };
-        for number in 1..=40 {
-            log.change(&large(number));
-            log.sent(number, number);
-            // The last one always waits.
-            let last = large(number);
-            log.done(number - 1, Some(std::iter::once(&last)));
-            assert!(log.length <= TOO_LONG + (2 << 20), "{} bytes", log.length);
-        }
-        let bytes = fs::read(&log.path).unwrap();
-        let left = read(&KEY, &bytes).unwrap();
-        assert_eq!((left.sequence, left.changes), (40, vec![large(40)]));
-        log.done(40, Some(std::iter::empty()));
-        assert_eq!(read(&KEY, &fs::read(&log.path).unwrap()).unwrap().changes, []);
-        assert!(fs::metadata(&log.path).unwrap().len() < 100);
-        assert!(orphaned(directory.path(), &KEY).unwrap().is_empty(), "it is in use");
-    }
-
-    proptest! {
-        #[test]
-        fn of_a_damaged_log_what_comes_before_counts(at in 0_usize..5000, to: u8, cut: bool) {
-            let directory = TempDir::new().unwrap();
-            let mut bytes = left_by(directory.path());
-            let whole = read(&KEY, &bytes).unwrap();
-            let at = at % bytes.len();
-            if cut {
-                bytes.truncate(at);
-            } else {
-                bytes[at] = to;
-            }
-            if let Some(left) = read(&KEY, &bytes) {
-                for change in &left.changes {
-                    prop_assert_eq!(change, &queued(change.number));
-                }
-                // From the first on that was not done by then, without a gap.
-                let first = left.changes.first().map_or(11, |change| change.number);
-                prop_assert!(first <= 4 || left.changes.is_empty() || left == whole);
-                let numbers: Vec<u64> = left.changes.iter().map(|change| change.number).collect();
-                prop_assert_eq!(numbers, (first..first + left.changes.len() as u64).collect::<Vec<_>>());
-            }
-        }
-    }
 }

@@ -5,29 +5,38 @@
 //! | file | what |
 //! | --- | --- |
 //! | `apply.rs` | changes by the rules, here |
+//! | `batch.rs` | which changes are sent together |
+//! | `blocks.rs` | the data that changes name, until it is stored or sent |
 //! | `locks.rs` | locks of programs, granted here |
 //! | `log.rs` | what is to be sent, in a file |
 //! | `pending.rs` | what was changed and is not committed yet |
 //! | `queue.rs` | what is to be sent, and who waits for it |
 //! | `replay.rs` | sends what a mount has left behind that was killed |
+//! | `room.rs` | room for what waits |
 //! | `sender.rs` | sends it |
 //! | `tenure.rs` | how the lease is taken and returned |
+//! | `uploads.rs` | stores the data that is not sent with the changes |
 //!
 //! The rules that others rely on:
 //!
 //! - Changes are applied one at a time, and sent in the order in which they were applied. So whatever the daemon has is a state that this
 //!   mount was in.
+//! - What a change names is stored before it is sent, or is sent with it.
 //! - A change is applied here only while the lease is held, and all that was sent otherwise is answered before it is.
 //! - The lease is struck off before what was done is sent to the end, and returned after that.
 
 mod apply;
+mod batch;
+mod blocks;
 pub(super) mod locks;
 pub(super) mod log;
 pub(super) mod pending;
 mod queue;
 pub(super) mod replay;
+mod room;
 mod sender;
 mod tenure;
+mod uploads;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

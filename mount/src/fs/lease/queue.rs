@@ -1,21 +1,29 @@
-//! Changes that were made here and are to be sent, in order; who waits until they are committed; the small blocks that go with them.
+//! Changes that were made here and are to be sent, in order; who waits until they are committed; the blocks that they name.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tandemfs::api::fs::{BATCH_INLINE_MAX, BATCH_MUTATIONS_MAX, Batch, InlineBlock};
+use tandemfs::api::fs::BATCH_INLINE_MAX;
 use tandemfs::id::{BlockId, SessionId};
-use tandemfs::tree::{Key, Mutation};
+use tandemfs::tree::{CHUNK_SIZE, Key, Mutation};
 use tandemfs::{Error, Result};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::log::{Log, Queued};
+use super::batch::fitting;
+use super::blocks::Blocks;
+use super::log::{Block, Log, Queued};
+use super::room::Room;
+use crate::fs::batches::Coming;
 
-/// Bytes of changes that may wait to be sent; who wants to make more waits.
+/// Bytes of changes, and of what is sent with them, that may wait to be sent; who wants to make more waits.
 const ROOM: usize = 8 << 20;
+/// Bytes of blocks that are stored before, likewise. Together they are to be clearly less than a log may be long.
+const LARGE_ROOM: usize = 16 << 20;
+/// Of the memory for what is being written each of them has at most this part.
+const SHARE: usize = 4;
 /// Bytes that a mutation counts, beside its data: it, and the records that it has changed.
 const MUTATION_BYTES: usize = 1024;
 /// So many mutations, or bytes of data, are worth a batch of their own.
@@ -23,15 +31,20 @@ const MANY: usize = 256;
 const MUCH: usize = BATCH_INLINE_MAX / 2;
 /// What nobody waits for is sent after so long.
 const AGE: Duration = Duration::from_millis(50);
+/// Nodes that are full are asked again for so long: space may be on its way back.
+pub(super) const FULL_PATIENCE: Duration = Duration::from_secs(15);
 
 /// The queue of one mount.
 pub(in crate::fs) struct Queue {
     inner: Mutex<Inner>,
     /// Held while a change is made, so that changes are sent in the order in which they were made.
     pub(super) order: tokio::sync::Mutex<()>,
-    room: Arc<Semaphore>,
+    room: Room,
+    large_room: Room,
     /// There is more to send, or somebody waits.
     more: Notify,
+    /// What changes that wait name.
+    pub(super) blocks: Blocks,
     progress: watch::Sender<Progress>,
 }
 
@@ -54,7 +67,6 @@ struct Inner {
     number: u64,
     /// The number of the last change that somebody waits for.
     urgent: u64,
-    blocks: HashMap<BlockId, (Bytes, usize)>,
     log: Option<Log>,
     closed: bool,
 }
@@ -65,18 +77,27 @@ pub(super) struct Change {
     /// The records that it has changed.
     pub(super) keys: Vec<Key>,
     pub(super) since: Instant,
-    pub(super) _room: OwnedSemaphorePermit,
+    /// What it takes of the queue's room, and of the memory for what is being written.
+    pub(super) _room: Vec<OwnedSemaphorePermit>,
+    pub(super) memory: Vec<Arc<OwnedSemaphorePermit>>,
 }
 
 impl Queued {
-    fn bytes(&self) -> usize {
-        self.blocks.iter().map(|block| block.data.len()).sum()
+    /// Bytes of data that are sent with it.
+    pub(super) fn small_bytes(&self) -> usize {
+        bytes(&self.blocks)
     }
 }
 
+fn bytes(blocks: &[Block]) -> usize {
+    blocks.iter().map(|block| block.data.len()).sum()
+}
+
 impl Queue {
-    /// What is in it survives the process if there is a log.
-    pub(in crate::fs) fn new(session: SessionId, log: Option<Log>) -> Arc<Self> {
+    /// What is in it survives the process if there is a log. `memory`: bytes for all that is being written.
+    pub(in crate::fs) fn new(session: SessionId, log: Option<Log>, memory: usize) -> Arc<Self> {
+        // Of a block at least.
+        let room = |most| Room::new((memory / SHARE).clamp(CHUNK_SIZE as usize, most));
         let inner = Inner {
             session,
             waiting: VecDeque::new(),
@@ -84,15 +105,16 @@ impl Queue {
             mutations: 0,
             number: 0,
             urgent: 0,
-            blocks: HashMap::new(),
             log,
             closed: false,
         };
         Arc::new(Self {
             inner: Mutex::new(inner),
             order: tokio::sync::Mutex::default(),
-            room: Arc::new(Semaphore::new(ROOM)),
+            room: room(ROOM),
+            large_room: room(LARGE_ROOM),
             more: Notify::new(),
+            blocks: Blocks::default(),
             progress: watch::Sender::default(),
         })
     }
@@ -129,17 +151,16 @@ impl Queue {
     pub(super) async fn room(
         &self,
         mutations: &[Mutation],
-        blocks: &[InlineBlock],
+        coming: &Coming,
         give_up: Instant,
-    ) -> Result<OwnedSemaphorePermit> {
-        let data: usize = blocks.iter().map(|block| block.data.len()).sum();
-        let bytes = (data + mutations.len() * MUTATION_BYTES).min(ROOM) as u32;
-        if let Ok(room) = Arc::clone(&self.room).try_acquire_many_owned(bytes) {
-            return Ok(room);
+    ) -> Result<Vec<OwnedSemaphorePermit>> {
+        let mut room = Vec::new();
+        if !coming.large.is_empty() {
+            room.push(self.large_room.take(bytes(&coming.large), give_up).await?);
         }
-        let away = || Error::timed_out("the daemon is away");
-        let room = timeout_at(give_up, Arc::clone(&self.room).acquire_many_owned(bytes));
-        room.await.map_err(|_| away())?.map_err(|_| away())
+        let small = bytes(&coming.blocks) + mutations.len() * MUTATION_BYTES;
+        room.push(self.room.take(small, give_up).await?);
+        Ok(room)
     }
 
     /// The number for the next change. To be called, and used, in the order of the changes.
@@ -159,14 +180,11 @@ impl Queue {
         }
         inner.number = queued.number;
         inner.mutations += queued.mutations.len();
-        inner.bytes += queued.bytes();
-        for block in &queued.blocks {
-            let data = || (Bytes::from(block.data.clone()), 0);
-            inner.blocks.entry(block.id).or_insert_with(data).1 += 1;
-        }
+        inner.bytes += all_bytes(queued);
+        self.blocks.add(queued);
         inner.waiting.push_back(change);
         let is_first = inner.waiting.len() == 1;
-        let is_due = inner.is_due();
+        let is_due = inner.is_due(&self.blocks);
         drop(inner);
         if is_first || is_due {
             self.more.notify_one();
@@ -174,9 +192,15 @@ impl Queue {
         None
     }
 
+    /// A block is stored, or was refused.
+    pub(super) fn settle(&self, id: &BlockId, stored: Result<()>) {
+        self.blocks.settle(id, stored);
+        self.more.notify_one();
+    }
+
     /// The bytes of a block that is on its way.
     pub(in crate::fs) fn block(&self, id: &BlockId) -> Option<Bytes> {
-        self.inner().blocks.get(id).map(|(data, _)| data.clone())
+        self.blocks.get(id)
     }
 
     /// Waits until changes up to one are committed.
@@ -226,7 +250,7 @@ impl Queue {
     }
 
     /// Waits until there is something to send now; `None` when no more will come.
-    pub(super) async fn next(&self) -> Option<(SessionId, Batch, Vec<Change>)> {
+    pub(super) async fn next(&self) -> Option<(SessionId, Vec<Change>)> {
         loop {
             let mut more = std::pin::pin!(self.more.notified());
             more.as_mut().enable();
@@ -235,10 +259,12 @@ impl Queue {
                 if inner.closed && inner.waiting.is_empty() {
                     return None;
                 }
-                if inner.is_due() {
-                    return Some(inner.take());
+                if inner.is_due(&self.blocks) {
+                    return Some(inner.take(&self.blocks));
                 }
-                inner.waiting.front().map(|first| first.since + AGE)
+                // What names a block is sent once that is stored, of which this is told.
+                let first = inner.waiting.front().filter(|first| self.blocks.stored(&first.queued).is_some());
+                first.map(|first| first.since + AGE)
             };
             match due {
                 Some(due) => tokio::select! {
@@ -254,8 +280,8 @@ impl Queue {
     /// Changes are committed, or lost; whoever waits for them goes on.
     pub(super) fn done(&self, changes: &[Change], lost: bool) {
         let mut inner = self.inner();
-        for block in changes.iter().flat_map(|change| &change.queued.blocks) {
-            inner.let_go(&block.id);
+        for change in changes {
+            self.blocks.let_go(&change.queued);
         }
         let Some(last) = changes.last().map(|change| change.queued.number) else { return };
         inner.log_done(last);
@@ -289,31 +315,36 @@ impl Queue {
         }
         drop(inner);
         self.more.notify_one();
+        self.blocks.close();
         is_done
     }
 }
 
 impl Inner {
-    /// Whether what waits is to be sent now.
-    fn is_due(&self) -> bool {
+    /// Whether what waits is to be sent now, and can be.
+    fn is_due(&self, blocks: &Blocks) -> bool {
         self.waiting.front().is_some_and(|first| {
-            first.queued.number <= self.urgent
-                || self.closed
-                || self.mutations >= MANY
-                || self.bytes >= MUCH
-                || first.since.elapsed() >= AGE
+            blocks.stored(&first.queued).is_some()
+                && (first.queued.number <= self.urgent
+                    || self.closed
+                    || self.mutations >= MANY
+                    || self.bytes >= MUCH
+                    || first.since.elapsed() >= AGE)
         })
     }
 
-    /// What fits into one batch, from the first on.
-    fn take(&mut self) -> (SessionId, Batch, Vec<Change>) {
-        let (batch, count) = batch_of(self.waiting.iter().map(|change| &change.queued));
+    /// What fits into one batch, from the first on: that, and what follows it up to a change that names something which is not stored.
+    fn take(&mut self, blocks: &Blocks) -> (SessionId, Vec<Change>) {
+        let ready = self.waiting.iter().map(|change| &change.queued).enumerate();
+        let ready =
+            ready.take_while(|(at, change)| *at == 0 || matches!(blocks.stored(change), Some(Ok(()))));
+        let count = fitting(ready.map(|(_, change)| change));
         let changes: Vec<Change> = self.waiting.drain(..count).collect();
         for Change { queued, .. } in &changes {
-            self.bytes -= queued.bytes();
+            self.bytes -= all_bytes(queued);
             self.mutations -= queued.mutations.len();
         }
-        (self.session, batch, changes)
+        (self.session, changes)
     }
 
     fn log_done(&mut self, last: u64) {
@@ -323,53 +354,8 @@ impl Inner {
         let waiting = (next == last + 1).then(|| self.waiting.iter().map(|change| &change.queued));
         log.done(last, waiting);
     }
-
-    fn let_go(&mut self, id: &BlockId) {
-        if let Some((_, count)) = self.blocks.get_mut(id) {
-            *count -= 1;
-            if *count == 0 {
-                self.blocks.remove(id);
-            }
-        }
-    }
 }
 
-/// Whether a change fits into a batch beside what is in it, with so many bytes of data.
-fn has_room(batch: &Batch, bytes: usize, next: &Queued) -> bool {
-    batch.mutations.len() + next.mutations.len() <= BATCH_MUTATIONS_MAX
-        && batch.held.len() + next.held.len() <= BATCH_MUTATIONS_MAX
-        && bytes + next.bytes() <= BATCH_INLINE_MAX
-}
-
-fn empty_batch() -> Batch {
-    Batch {
-        sequence: 0,
-        mutations: Vec::new(),
-        held: Vec::new(),
-        delegates: Vec::new(),
-        blocks: Vec::new(),
-        brief: true,
-    }
-}
-
-fn add_to(batch: &mut Batch, change: &Queued) {
-    batch.mutations.extend(change.mutations.iter().cloned());
-    batch
-        .held
-        .extend(change.held.iter().copied().filter(|ino| !batch.held.contains(ino)).collect::<Vec<_>>());
-    batch.blocks.extend(change.blocks.iter().cloned());
-}
-
-/// A batch of as many changes as fit, at least one; and how many.
-pub(super) fn batch_of<'a>(changes: impl IntoIterator<Item = &'a Queued>) -> (Batch, usize) {
-    let (mut batch, mut bytes, mut count) = (empty_batch(), 0, 0);
-    for change in changes {
-        if count > 0 && !has_room(&batch, bytes, change) {
-            break;
-        }
-        bytes += change.bytes();
-        add_to(&mut batch, change);
-        count += 1;
-    }
-    (batch, count)
+fn all_bytes(change: &Queued) -> usize {
+    bytes(&change.blocks) + bytes(&change.large)
 }

@@ -5,17 +5,21 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
 use tandemfs::api::fs::{OpenSession, ResumeSession, SessionGrant};
+use tandemfs::id::SessionId;
 use tandemfs::{Error, ErrorKind, Result};
 use tokio::time::{Instant, timeout};
 
-use super::log::{Left, Orphaned, Queued, orphaned};
-use super::queue::batch_of;
+use super::batch::{batch_of, fitting};
+use super::log::{Block, Left, Orphaned, Queued, orphaned};
+use crate::fs::data::UPLOADS_MAX;
 use crate::fs::remote::Remote;
 use crate::fs::requests::Tries;
 
-/// How long a daemon may take that is away.
+/// How long a daemon may take that is away, for each request; and for a block, of which several are on their way.
 const PATIENCE: Duration = Duration::from_secs(30);
+const BLOCK_PATIENCE: Duration = Duration::from_secs(120);
 
 /// What could not be sent.
 pub(in crate::fs) struct Lost {
@@ -63,8 +67,7 @@ pub(in crate::fs) async fn replay(
 async fn send(remote: &dyn Remote, left: Left) -> Result<Vec<Queued>> {
     let Left { session, mut sequence, sent, mut changes } = left;
     let resume = ResumeSession { held: Vec::new(), delegations: Vec::new(), volume: true };
-    let patience = Instant::now() + PATIENCE;
-    let resumed = answered(patience, || remote.resume_session(session, &resume)).await;
+    let resumed = answered(PATIENCE, || remote.resume_session(session, &resume)).await;
     match resumed {
         Err(error) if matches!(error.kind(), ErrorKind::SessionEnded | ErrorKind::NotFound) => {
             return Ok(changes);
@@ -78,13 +81,18 @@ async fn send(remote: &dyn Remote, left: Left) -> Result<Vec<Queued>> {
     let mut most =
         sent.map_or(usize::MAX, |last| changes.iter().filter(|change| change.number <= last).count());
     while !changes.is_empty() {
-        let (mut batch, taken) = batch_of(changes.iter().take(most));
+        let taken = fitting(changes.iter().take(most));
+        let mut batch = batch_of(&changes[..taken]);
         if !std::mem::take(&mut is_again) {
             sequence += 1;
         }
         batch.sequence = sequence;
-        match answered(patience, || remote.batch(session, &batch)).await {
-            Ok(_) => {
+        let sent = match store(remote, session, &changes[..taken]).await {
+            Ok(()) => answered(PATIENCE, || remote.batch(session, &batch)).await.map(drop),
+            refused => refused,
+        };
+        match sent {
+            Ok(()) => {
                 changes.drain(..taken);
                 if most > 1 {
                     most = usize::MAX;
@@ -108,14 +116,25 @@ async fn send(remote: &dyn Remote, left: Left) -> Result<Vec<Queued>> {
     if count > lost.len() {
         log::warn!("sent {} changes that a mount had left behind", count - lost.len());
     }
-    match answered(patience, || remote.close_session(session)).await {
+    match answered(PATIENCE, || remote.close_session(session)).await {
         Err(error) if error.kind() != ErrorKind::SessionEnded => Err(error),
         _ => Ok(lost),
     }
 }
 
+/// Stores what changes name. It may be there already: storing it again changes nothing.
+async fn store(remote: &dyn Remote, session: SessionId, changes: &[Queued]) -> Result<()> {
+    let blocks: Vec<Block> = changes.iter().flat_map(|change| change.large.iter().cloned()).collect();
+    let stored = blocks.into_iter().map(|block| async move {
+        answered(BLOCK_PATIENCE, || remote.put_block(session, block.id, block.data.clone())).await
+    });
+    let stored: Vec<Result<()>> = futures::stream::iter(stored).buffered(UPLOADS_MAX).collect().await;
+    stored.into_iter().collect()
+}
+
 /// Asks until there is an answer.
-async fn answered<T, F: Future<Output = Result<T>>>(patience: Instant, ask: impl Fn() -> F) -> Result<T> {
+async fn answered<T, F: Future<Output = Result<T>>>(patience: Duration, ask: impl Fn() -> F) -> Result<T> {
+    let patience = Instant::now() + patience;
     let mut tries = Tries::begin();
     loop {
         let left = patience.saturating_duration_since(Instant::now());

@@ -3,20 +3,19 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tandemfs::api::fs::{Batch, BatchReply, SessionGrant};
+use tandemfs::api::fs::{BatchReply, SessionGrant};
 use tandemfs::id::{Ino, SessionId};
 use tandemfs::tree::{Key, Mutation};
 use tandemfs::{Error, ErrorKind, Result};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
-use super::queue::{Change, batch_of};
+use super::batch::batch_of;
+use super::queue::{Change, FULL_PATIENCE};
 use super::replay::Lost;
 use crate::fs::check;
 use crate::fs::requests::Tries;
 use crate::fs::session::Session;
 
-/// Nodes that are full are asked again for so long: space may be on its way back.
-const FULL_PATIENCE: Duration = Duration::from_secs(15);
 /// How often it is looked at whether the session is still the same.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -24,15 +23,14 @@ impl Session {
     /// Sends until the session is closed.
     pub(in crate::fs) async fn send_queue(session: Weak<Self>) {
         let Some(queue) = session.upgrade().map(|session| Arc::clone(&session.queue)) else { return };
-        while let Some((id, batch, changes)) = queue.next().await {
+        while let Some((id, changes)) = queue.next().await {
             let Some(session) = session.upgrade() else { return };
-            session.send_changes(id, batch, changes).await;
+            session.send_changes(id, changes).await;
         }
     }
 
-    async fn send_changes(&self, id: SessionId, batch: Batch, changes: Vec<Change>) {
-        let Some(last) = changes.last().map(|change| change.queued.number) else { return };
-        match self.deliver(id, batch, last).await {
+    async fn send_changes(&self, id: SessionId, changes: Vec<Change>) {
+        match self.deliver(id, &changes).await {
             Ok(reply) => self.were_committed(changes, reply.version),
             Err(error) if error.kind() == ErrorKind::SessionEnded => self.were_lost(changes, &error),
             Err(_) => self.send_one_by_one(id, changes).await,
@@ -45,8 +43,7 @@ impl Session {
             let _order = self.queue.order.lock().await;
             while !changes.is_empty() {
                 for change in changes {
-                    let (batch, _) = batch_of([&change.queued]);
-                    match self.deliver(id, batch, change.queued.number).await {
+                    match self.deliver(id, std::slice::from_ref(&change)).await {
                         Ok(reply) => self.were_committed(vec![change], reply.version),
                         Err(error) => self.were_lost(vec![change], &error),
                     }
@@ -59,12 +56,23 @@ impl Session {
         self.forget_in_kernel().await;
     }
 
-    /// Sends a batch, all that was taken up to a change, until it is answered.
+    /// Sends changes as one batch, all that was taken up to the last of them, until it is answered.
     ///
     /// # Errors
-    /// `SessionEnded`; a refusal.
-    async fn deliver(&self, id: SessionId, mut batch: Batch, last: u64) -> Result<BatchReply> {
+    /// `SessionEnded`; a refusal, also of what they name.
+    async fn deliver(&self, id: SessionId, changes: &[Change]) -> Result<BatchReply> {
         let over = || Error::session_ended(format!("session {id}"));
+        for Change { queued, .. } in changes {
+            while self.id() == id {
+                if let Ok(stored) = timeout(LOOK, self.queue.blocks.all_stored(queued)).await {
+                    stored?;
+                    break;
+                }
+            }
+        }
+        let mut batch = batch_of(changes.iter().map(|change| &change.queued));
+        let last = changes.last().map_or(0, |change| change.queued.number);
+        let mut names_blocks = changes.iter().any(|change| !change.queued.large.is_empty());
         let begun = Instant::now();
         let mut tries = Tries::begin();
         let slot = loop {
@@ -100,6 +108,11 @@ impl Session {
                     self.ended(id);
                     return Err(error);
                 }
+                // It was stored so long ago that it counted as garbage, perhaps; once.
+                ErrorKind::NotFound if std::mem::take(&mut names_blocks) => {
+                    self.store_again(id, changes).await?;
+                    continue;
+                }
                 ErrorKind::NoSpace if begun.elapsed() < FULL_PATIENCE => {}
                 // Who is not let in for now may be later: the session says so if not.
                 ErrorKind::Unauthenticated | ErrorKind::Forbidden => {}
@@ -124,7 +137,10 @@ impl Session {
             return;
         }
         log::error!("{} changes could not be sent: {why}", changes.len());
-        let error = Error::stale("what was done was lost with the session");
+        let error = match why.kind() {
+            ErrorKind::NoSpace => why.duplicate(),
+            _ => Error::stale("what was done was lost with the session"),
+        };
         if let Some(data) = self.writer.get().and_then(Weak::upgrade) {
             for ino in changes.iter().flat_map(|change| &change.queued.mutations).filter_map(file_of) {
                 if let Some(file) = data.get(ino) {

@@ -9,6 +9,7 @@ use tandemfs::id::{Ino, SessionId};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{Lease, State};
+use crate::fs::commits::Reach;
 use crate::fs::data::Data;
 use crate::fs::session::Session;
 
@@ -180,7 +181,7 @@ impl Data {
         let sent = futures::stream::iter(inos).for_each_concurrent(DROPS_MAX, |ino| async move {
             self.session.drop_file(ino).await;
             if let Some(file) = self.get(ino).filter(|file| file.is_dirty())
-                && let Err(error) = self.commit(&file, true, None).await
+                && let Err(error) = self.commit(&file, Reach::AllUploaded, None).await
             {
                 log::error!("writing back inode {ino}: {error}");
             }

@@ -16,6 +16,7 @@ mod orphans;
 mod outages;
 mod replay;
 mod tails;
+mod uploads;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -243,7 +243,8 @@ fn run(calls: Vec<Call>, mounts: usize, lose_every: u64) {
     run_with(&Options::default(), calls, mounts, lose_every);
 }
 
-/// Every mount takes the lease whenever it can.
+/// Every mount takes the lease whenever it can. About half of what is written is too large to come with a batch, and is stored while the
+/// next calls are made.
 fn run_leased(calls: Vec<Call>, mounts: usize, lose_every: u64) {
     run_with(&Options { lease: true, ..Options::default() }, calls, mounts, lose_every);
 }
@@ -255,6 +256,10 @@ fn run_with(options: &Options, calls: Vec<Call>, mounts: usize, lose_every: u64)
         let daemon = Arc::new(Daemon::default());
         daemon.lose_every.store(lose_every, Ordering::SeqCst);
         daemon.lends.store(true, Ordering::SeqCst);
+        if options.lease {
+            daemon.set_inline_bytes(100);
+            daemon.slow_blocks.store(30, Ordering::SeqCst);
+        }
         let first = mount_with(&daemon, options.clone()).await.0;
         let second =
             if mounts == 2 { mount_with(&daemon, options.clone()).await.0 } else { Arc::clone(&first) };
@@ -281,6 +286,7 @@ fn run_with(options: &Options, calls: Vec<Call>, mounts: usize, lose_every: u64)
             assert!(!matches!(key, Key::Orphan(_)), "{key:?} is left");
         }
         assert_eq!(daemon.sessions(), 0);
+        assert_eq!(daemon.too_early.load(Ordering::SeqCst), 0, "what a batch names is stored before");
     });
 }
 

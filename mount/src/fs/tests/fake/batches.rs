@@ -1,5 +1,7 @@
 //! Batches of changes: tried out, applied, and told to the other sessions.
 
+use std::sync::atomic::Ordering;
+
 use tandemfs::api::fs::{Batch, BatchReply, Event};
 use tandemfs::id::{Ino, SessionId};
 use tandemfs::tree::{self, Key, Mutation, Record, Stop, Want, WorkingSet};
@@ -24,6 +26,16 @@ impl State {
             kept.push(mutation.clone());
         }
         kept
+    }
+
+    /// Whether all is stored that mutations name.
+    fn has_blocks(&self, mutations: &[Mutation]) -> bool {
+        mutations.iter().all(|mutation| match mutation {
+            Mutation::Write { extents, .. } => {
+                extents.iter().all(|extent| self.blocks.contains_key(&extent.block))
+            }
+            _ => true,
+        })
     }
 
     pub(super) fn try_out(&self, mutations: &[Mutation]) -> (WorkingSet, Result<()>) {
@@ -86,6 +98,10 @@ impl Daemon {
                     Ok(reply) => Ok(reply.clone()),
                     Err(error) => Err(error.duplicate()),
                 };
+            }
+            if !state.has_blocks(&batch.mutations) {
+                self.too_early.fetch_add(1, Ordering::SeqCst);
+                return Err(Error::not_found("block"));
             }
             let mutations = state.without_held(id, &batch.mutations);
             let applied = state.apply(&mutations);

@@ -15,6 +15,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
+use tandemfs::api::fs::INLINE_MAX;
 use tandemfs::api::locks::{HeldLock, Lock};
 use tandemfs::clock::Time;
 use tandemfs::id::{BlockId, Ino, SessionId};
@@ -47,6 +48,15 @@ pub(crate) struct Daemon {
     pub(super) refused: AtomicU64,
     /// Blocks are refused.
     pub(super) full: AtomicBool,
+    /// Blocks wait here before they are stored.
+    pub(super) hold_blocks: AtomicBool,
+    pub(super) release_blocks: Notify,
+    /// How long it takes to store one, in ms.
+    pub(super) slow_blocks: AtomicU64,
+    /// How often one was stored.
+    pub(super) stored: AtomicU64,
+    /// Batches that were refused because they named blocks that were not there.
+    pub(super) too_early: AtomicU64,
     /// So many blocks get lost on the way: they are not answered, until their sender gives up.
     pub(super) swallow_blocks: AtomicU64,
     /// Reads wait here after they have been answered.
@@ -72,6 +82,7 @@ pub(crate) struct Daemon {
 struct State {
     records: BTreeMap<Key, Record>,
     blocks: HashMap<BlockId, Bytes>,
+    inline_bytes: u32,
     version: u64,
     run: u64,
     sessions: BTreeMap<SessionId, Session>,
@@ -98,6 +109,7 @@ impl Default for State {
         Self {
             records,
             blocks: HashMap::new(),
+            inline_bytes: INLINE_MAX as u32,
             version: 1,
             run: 1,
             sessions: BTreeMap::new(),
@@ -126,6 +138,16 @@ impl Daemon {
 
     pub(super) fn blocks(&self) -> usize {
         self.state.lock().unwrap().blocks.len()
+    }
+
+    /// Up to which size blocks are to come with batches.
+    pub(super) fn set_inline_bytes(&self, bytes: u32) {
+        self.state.lock().unwrap().inline_bytes = bytes;
+    }
+
+    /// Collects all blocks, as if the nodes had lost them.
+    pub(super) fn lose_blocks(&self) {
+        self.state.lock().unwrap().blocks.clear();
     }
 
     pub(crate) fn sessions(&self) -> usize {

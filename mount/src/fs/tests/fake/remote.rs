@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -13,6 +14,7 @@ use tandemfs::api::fs::{
 use tandemfs::api::locks::{LockReply, LockRequest};
 use tandemfs::id::{BlockId, Ino, SessionId};
 use tandemfs::{Error, Result};
+use tokio::time::sleep;
 
 use super::Daemon;
 use crate::fs::remote::{Events, Remote};
@@ -133,7 +135,13 @@ impl Remote for Daemon {
     async fn put_block(&self, session: SessionId, block: BlockId, data: Bytes) -> Result<()> {
         self.up()?;
         self.session(session, |_| ())?;
+        let release = self.release_blocks.notified();
+        if self.hold_blocks.load(Ordering::SeqCst) {
+            release.await;
+        }
+        sleep(Duration::from_millis(self.slow_blocks.load(Ordering::SeqCst))).await;
         self.store(block, data).await?;
+        self.stored.fetch_add(1, Ordering::SeqCst);
         self.lossy(Ok(()))
     }
 

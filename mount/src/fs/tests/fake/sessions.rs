@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use futures::StreamExt;
-use tandemfs::api::fs::{Ack, BatchReply, Event, INLINE_MAX, OpenSession, ResumeSession, SessionGrant};
+use tandemfs::api::fs::{Ack, BatchReply, Event, OpenSession, ResumeSession, SessionGrant};
 use tandemfs::id::{Ino, SessionId, VolumeId, VolumeKey};
 use tandemfs::tree::Usage;
 use tandemfs::{Error, Result};
@@ -61,7 +61,7 @@ impl Daemon {
             run: state.run,
             version: state.version,
             lease_ms: LEASE_MS,
-            inline_bytes: INLINE_MAX as u32,
+            inline_bytes: state.inline_bytes,
             short_circuit: None,
             local: None,
             usage: Usage::default(),
@@ -70,7 +70,7 @@ impl Daemon {
 
     pub(super) fn resume(&self, session: SessionId, resume: &ResumeSession) -> Result<SessionGrant> {
         let mut state = self.state.lock().unwrap();
-        let (run, version) = (state.run, state.version);
+        let (run, version, inline_bytes) = (state.run, state.version, state.inline_bytes);
         let own =
             state.sessions.get_mut(&session).ok_or_else(|| Error::session_ended(session.to_string()))?;
         own.held.extend(&resume.held);
@@ -91,7 +91,7 @@ impl Daemon {
             run,
             version,
             lease_ms: LEASE_MS,
-            inline_bytes: INLINE_MAX as u32,
+            inline_bytes,
             short_circuit: None,
             local: None,
             usage: Usage::default(),
