@@ -32,7 +32,7 @@ def drop(name):
     except FileNotFoundError:
         pass
 def content(n):
-    return (b'%d,' % n) * (1 + n * 37 % 3000)
+    return (b'%d,' % n) * (1 + n * 397 % 20000)
 try:
     for n in itertools.count(int(sys.argv[2])):
         do(f'put f{n} {n}', lambda: put(f'f{n}', content(n)))
@@ -48,7 +48,7 @@ os._exit(0)
 "#;
 
 fn content(number: u64) -> Vec<u8> {
-    format!("{number},").into_bytes().repeat(1 + (number * 37 % 3000) as usize)
+    format!("{number},").into_bytes().repeat(1 + (number * 397 % 20000) as usize)
 }
 
 fn leased(cluster: &Cluster) -> Mount {
@@ -172,7 +172,7 @@ fn leave_something(cluster: &Cluster) {
     sh(mount.path(), "touch begun; sleep 0.3");
     sh(
         mount.path(),
-        "for i in $(seq 50); do echo $i > f$i; done; mv f7 d/g7; rm f8; echo more >> old; head -c 20000 /dev/zero > f9",
+        "for i in $(seq 50); do echo $i > f$i; done; mv f7 d/g7; rm f8; echo more >> old; head -c 200000 /dev/urandom > f9; sha256sum < f9 > f9.sum",
     );
     kill(&mount);
     signal(cluster.pid(), "CONT");
@@ -187,7 +187,7 @@ fn the_next_mount_sends_what_was_left() {
     let mount = cluster.mount("m");
     sh(
         mount.path(),
-        "[ $(ls | grep -c ^f) = 48 ] && [ $(cat d/g7) = 7 ] && [ \"$(cat old)\" = \"old\nmore\" ] && [ $(stat -c %s f9) = 20000 ]",
+        "[ $(ls | grep -c ^f) = 49 ] && [ $(cat d/g7) = 7 ] && [ \"$(cat old)\" = \"old\nmore\" ] && [ \"$(sha256sum < f9)\" = \"$(cat f9.sum)\" ]",
     );
     mount.unmount();
     sh(cluster.root(), "[ -z \"$(find cache -name '*.log')\" ]");
@@ -204,7 +204,7 @@ fn what_was_left_is_offered_when_others_have_come_in_between() {
     sh(
         mount.path(),
         "for try in $(seq 100); do ls recovered-*/CHANGES.txt 2>/dev/null && break; sleep 0.1; done
-         cd recovered-* && [ $(ls | grep -c ^f) = 48 ] && [ $(cat d/g7) = 7 ] && [ \"$(cat old)\" = \"old\nmore\" ] && grep -q 'removed: /f8' CHANGES.txt
+         cd recovered-* && [ $(ls | grep -c ^f) = 49 ] && [ $(cat d/g7) = 7 ] && [ \"$(cat old)\" = \"old\nmore\" ] && [ \"$(sha256sum < f9)\" = \"$(cat f9.sum)\" ] && grep -q 'removed: /f8' CHANGES.txt
          [ \"$(cat ../old)\" = old ] && [ ! -e ../f1 ]",
     );
     mount.unmount();
