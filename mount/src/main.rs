@@ -149,6 +149,7 @@ fn serve(
         sync: options.sync,
         lease: options.lease,
         cache_directory: Some(options.cache_directory.clone().unwrap_or_else(cache_directory)),
+        cache_size: options.cache_size,
         client: format!("{}:{}", host.trim_end(), directory.display()),
         offline_timeout: options.offline_timeout,
         memory: options.memory,

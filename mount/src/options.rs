@@ -26,6 +26,8 @@ usage: tandem-mount URL DIRECTORY [-o option,option=…] [-f] [-v]
        ca=FILE               trust the authorities in this file (PEM), and no others
        cache_dir=DIRECTORY   where changes that are answered and not sent yet are kept
                              (tandemfs in $XDG_CACHE_HOME, ~/.cache or /var/cache if not given)
+       cache_size=SIZE       for blocks that were read from a daemon on another machine, in the same directory and
+                             kept across mounts: 1G for a volume if not given, 0 for none
        memory=SIZE           for all buffers and caches together, 96M if not given
        offline_timeout=TIME  how long calls wait for a daemon that is away, 5min if not given
        log=FILE              where to log to in the background
@@ -45,6 +47,8 @@ Without credentials= they come from TANDEM_TOKEN, or TANDEM_USER with TANDEM_PAS
 
 /// The least memory that is of use, in bytes.
 const MEMORY_MIN: u64 = 32 << 20;
+/// And the least cache on disk.
+const CACHE_MIN: u64 = 32 << 20;
 
 /// What mount(8) and fstab(5) add for themselves, or what is so anyway.
 const IGNORED: &[&str] = &[
@@ -81,7 +85,7 @@ const IGNORED: &[&str] = &[
     "max_read",
 ];
 /// What we know.
-const KNOWN: &str = "volume=, subdir=, credentials=, ca=, cache_dir=, memory=, offline_timeout=, log=, root_squash, all_squash, no_root_squash, anonuid=, anongid=, map_uid=, map_gid=, relatime, strictatime, noatime, nodiratime, ro, sync, lease, nolease, noexec, allow_other, suid, dev, remount";
+const KNOWN: &str = "volume=, subdir=, credentials=, ca=, cache_dir=, cache_size=, memory=, offline_timeout=, log=, root_squash, all_squash, no_root_squash, anonuid=, anongid=, map_uid=, map_gid=, relatime, strictatime, noatime, nodiratime, ro, sync, lease, nolease, noexec, allow_other, suid, dev, remount";
 
 /// A command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,6 +119,8 @@ pub struct MountOptions {
     pub ca: Option<PathBuf>,
     /// Where what is answered and not sent yet is kept.
     pub cache_directory: Option<PathBuf>,
+    /// The most bytes of blocks that are cached there; 0 for none.
+    pub cache_size: u64,
     /// Bytes for all buffers and caches.
     pub memory: usize,
     /// How long calls wait for a daemon that is away.
@@ -151,6 +157,7 @@ impl Default for MountOptions {
             credentials: None,
             ca: None,
             cache_directory: None,
+            cache_size: 1 << 30,
             memory: 96 << 20,
             offline_timeout: Duration::from_secs(300),
             log: None,
@@ -303,9 +310,10 @@ fn parse_option(text: &str, options: &mut MountOptions) -> Result<bool> {
             options.cache_directory = Some(path);
         }
         ("cache_size", _) => {
-            return Err(Error::invalid(
-                "cache_size= is not taken: no data is cached on disk; memory= bounds what is kept in memory",
-            ));
+            options.cache_size = parse_size(needed()?)?;
+            if (1..CACHE_MIN).contains(&options.cache_size) {
+                return Err(Error::invalid("cache_size= must be 0 or 32M at least"));
+            }
         }
         ("comment", _) => (),
         _ => {
@@ -341,7 +349,7 @@ mod tests {
     #[test]
     fn a_command_line_is_read() {
         let line = read(
-            "http://a /b -o ro,memory=64M,volume=x,subdir=/s/t/ -oallow_other,offline_timeout=3s -f",
+            "http://a /b -o ro,memory=64M,cache_size=2G,volume=x,subdir=/s/t/ -oallow_other,offline_timeout=3s -f",
             false,
         )
         .unwrap();
@@ -349,6 +357,7 @@ mod tests {
             volume: Some("x".into()),
             subdir: vec![Name::new("s").unwrap(), Name::new("t").unwrap()],
             memory: 64 << 20,
+            cache_size: 2 << 30,
             offline_timeout: Duration::from_secs(3),
             read_only: true,
             allow_other: true,
@@ -417,7 +426,8 @@ mod tests {
             ("http://a /b -o password=x", "command line"),
             ("http://a /b -o suid", "allow_other"),
             ("http://a /b -o cache_dir=c", "absolute"),
-            ("http://a /b -o cache_size=1G", "memory="),
+            ("http://a /b -o cache_size=1M", "32M"),
+            ("http://a /b -o cache_size=much", "size"),
             ("http://a /b -o subdir=a/../b", "subdir="),
             ("http://a /b -o anonuid=nobody", "anonuid="),
             ("http://a /b -o anongid=4294967295", "anongid="),

@@ -124,7 +124,7 @@ fn mount_passes_flags_and_statuses_on() {
         refused 1 $t -o $o,nosuchoption $U $T/m
         grep -q nosuchoption $T/said
         $t -s -o $o,nosuchoption $U $T/m && umount $T/m
-        refused 1 $t -o $o,cache_size=1G $U $T/m
+        refused 1 $t -o $o,cache_size=1M $U $T/m
         refused 1 $t -o $o,password=admin123 $U $T/m
         ! grep -F admin123 $T/said
         refused 32 $t -o $o http://127.0.0.1:1 $T/m

@@ -3,6 +3,7 @@
 pub mod accesses;
 pub mod atime;
 mod batches;
+mod block_cache;
 pub mod buffer;
 pub mod cache;
 mod check;
@@ -47,6 +48,7 @@ use tandemfs::{Error, ErrorKind, Result};
 
 use accesses::Accesses;
 use atime::AtimeRule;
+use block_cache::BlockCache;
 use commits::Reach;
 use data::Data;
 use directory::OpenDirectory;
@@ -73,7 +75,10 @@ pub struct Options {
     /// While nobody else uses the volume, changes are answered before they are sent.
     pub lease: bool,
     /// Where what is answered and not sent yet is kept for the next mount, if this one is killed; `None`: nowhere.
+    /// Blocks that were read lie there as well.
     pub cache_directory: Option<PathBuf>,
+    /// The most bytes of blocks in that directory for this volume; 0 for none.
+    pub cache_size: u64,
     /// For people who look at the list of sessions: host and mount point.
     pub client: String,
     /// How long calls wait for a daemon that is away.
@@ -97,6 +102,7 @@ impl Default for Options {
             sync: false,
             lease: false,
             cache_directory: None,
+            cache_size: 0,
             client: String::new(),
             offline_timeout: Duration::from_secs(300),
             memory: 96 << 20,
@@ -112,6 +118,7 @@ pub struct Fs {
     pub(crate) session: Arc<Session>,
     data: Arc<Data>,
     reader: Arc<Reader>,
+    block_cache: Option<Arc<BlockCache>>,
     accesses: Arc<Accesses>,
     clock: Arc<dyn Clock>,
     options: Options,
@@ -167,7 +174,11 @@ impl Fs {
         // Half for what is being written, a quarter for blocks, a quarter for records.
         let session = Session::open(remote, &options).await?;
         let data = Data::new(Arc::clone(&session), Arc::clone(&clock), options.memory / 2);
-        let reader = Reader::new(Arc::clone(&session), options.memory / 4);
+        let block_cache = options.cache_directory.as_ref().and_then(|directory| {
+            BlockCache::start(directory, &session.grant().key, options.cache_size, options.memory)
+        });
+        let index_bytes = block_cache.as_ref().map_or(0, |_| BlockCache::index_bytes(options.memory));
+        let reader = Reader::new(Arc::clone(&session), options.memory / 4 - index_bytes, block_cache.clone());
         let accesses = Accesses::new(Arc::clone(&session));
         tokio::spawn(Data::write_back(Arc::downgrade(&data)));
         tokio::spawn(Accesses::send_lazily(Arc::downgrade(&accesses)));
@@ -179,6 +190,7 @@ impl Fs {
             session,
             data,
             reader,
+            block_cache,
             accesses,
             clock,
             options,
@@ -245,6 +257,9 @@ impl Fs {
         }
         result = result.and(self.session.all_committed().await);
         self.session.close().await;
+        if let Some(cache) = &self.block_cache {
+            cache.close().await;
+        }
         result
     }
 

@@ -16,6 +16,7 @@ use tandemfs::tree::{CHUNK_SIZE, Chunk, Key, Record, Want};
 use tandemfs::{Error, ErrorKind, Result};
 use tokio::time::timeout;
 
+use super::block_cache::BlockCache;
 use super::buffer::{Layers, Piece, Source};
 use super::session::Session;
 
@@ -33,6 +34,7 @@ const SHORT_CIRCUIT_TIMEOUT: Duration = Duration::from_millis(500);
 pub struct Reader {
     session: Arc<Session>,
     blocks: Lru<BlockId, Bytes, Weigh>,
+    on_disk: Option<Arc<BlockCache>>,
 }
 
 #[derive(Clone)]
@@ -74,8 +76,8 @@ impl Pattern {
 }
 
 impl Reader {
-    /// For a session, with a cache of so many bytes.
-    pub fn new(session: Arc<Session>, bytes: usize) -> Arc<Self> {
+    /// For a session, with a cache of so many bytes in memory, and one on disk.
+    pub(super) fn new(session: Arc<Session>, bytes: usize, on_disk: Option<Arc<BlockCache>>) -> Arc<Self> {
         let bytes = bytes.max(2 * BLOCK_SIZE_MAX);
         let options = OptionsBuilder::new()
             .estimated_items_capacity((bytes / 65_536).max(16))
@@ -88,7 +90,7 @@ impl Reader {
             }
             Err(_) => Lru::with_weighter(16, bytes as u64, Weigh),
         };
-        Arc::new(Self { session, blocks })
+        Arc::new(Self { session, blocks, on_disk })
     }
 
     /// Reads a range that lies within the file. `dirty` are pieces that lie over what is stored, the oldest first.
@@ -273,6 +275,12 @@ impl Reader {
                 if let Some(data) = self.short_circuit(id).await {
                     return Ok(data);
                 }
+                // What is handed over lies on this machine already, and does not come here.
+                if let Some(cache) = &self.on_disk
+                    && let Some(data) = cache.get(&session.grant().key, id).await
+                {
+                    return Ok(data);
+                }
                 let data = session
                     .until_answered(|session_id| {
                         Box::pin(async move { session.remote.get_block(session_id, id, None).await })
@@ -280,6 +288,9 @@ impl Reader {
                     .await?;
                 if BlockId::of(&session.grant().key, &data) != id {
                     return Err(Error::corrupt(format!("block {id} is not what was asked for")));
+                }
+                if let Some(cache) = &self.on_disk {
+                    cache.put(id, data.clone());
                 }
                 Ok(data)
             })

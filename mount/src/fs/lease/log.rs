@@ -242,7 +242,10 @@ fn boot() -> io::Result<String> {
 }
 
 /// Locks a file for this process. `false`: it is another's, or is not there any more.
-fn lock(file: &File, path: &Path) -> io::Result<bool> {
+///
+/// # Errors
+/// The system's.
+pub(in crate::fs) fn lock(file: &File, path: &Path) -> io::Result<bool> {
     match flock(file, FlockOperation::NonBlockingLockExclusive) {
         Err(Errno::WOULDBLOCK) => return Ok(false),
         other => other?,

@@ -2,6 +2,7 @@
 
 mod accesses;
 mod attributes;
+mod block_cache;
 mod cache;
 mod data;
 mod delegations;

@@ -71,6 +71,8 @@ pub(crate) struct Daemon {
     pub(super) release_lock_answers: Notify,
     pub(super) batches: AtomicU64,
     pub(super) reads: AtomicU64,
+    /// Blocks that were asked for, whole or in part.
+    pub(super) block_reads: AtomicU64,
     /// Files that were taken, and that were returned.
     pub(super) takes: AtomicU64,
     pub(super) returns: AtomicU64,

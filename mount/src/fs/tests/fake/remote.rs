@@ -153,6 +153,7 @@ impl Remote for Daemon {
     ) -> Result<Bytes> {
         self.up()?;
         self.session(session, |_| ())?;
+        self.block_reads.fetch_add(1, Ordering::SeqCst);
         let data = self.load(block, range)?;
         self.lossy(Ok(data))
     }
