@@ -8,8 +8,8 @@ use bytes::Bytes;
 use futures::StreamExt;
 use tandemfs::api::files::Storage;
 use tandemfs::api::fs::{
-    Ack, Batch, BatchReply, DelegationReply, DelegationRequest, InodeRange, OpenSession, Read, ReadReply,
-    ResumeSession, SessionGrant,
+    Ack, Batch, BatchReply, DelegationReply, DelegationRequest, InodeRange, OpenSession, Read, ReadBlocks,
+    ReadBlocksReply, ReadReply, ResumeSession, SessionGrant,
 };
 use tandemfs::api::locks::{LockReply, LockRequest};
 use tandemfs::client::{Client, is_refused};
@@ -80,8 +80,16 @@ impl Remote for Client {
         }
     }
 
+    async fn get_blocks(&self, session: SessionId, wanted: &ReadBlocks) -> Result<ReadBlocksReply> {
+        self.get_blocks(session, wanted).await
+    }
+
     async fn open_block(&self, socket: &str, session: SessionId, block: BlockId) -> Option<File> {
         self.open_block(socket, session, &block).await
+    }
+
+    fn is_local(&self) -> bool {
+        self.is_local()
     }
 
     async fn storage(&self, volume: Option<&str>) -> Result<Storage> {

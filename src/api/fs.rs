@@ -14,6 +14,7 @@
 //! | `POST /fs/v1/sessions/<id>/locks` | [`LockRequest`](super::locks::LockRequest) | 200 [`LockReply`](super::locks::LockReply) |
 //! | `PUT /fs/v1/sessions/<id>/blocks/<block>` | the bytes | 204 once they are durable on every chosen node |
 //! | `GET /fs/v1/sessions/<id>/blocks/<block>` | | the bytes, or those of `Range` |
+//! | `POST /fs/v1/sessions/<id>/blocks` | [`ReadBlocks`] | 200 [`ReadBlocksReply`] |
 //! | `DELETE /fs/v1/sessions/<id>` | | 204 |
 //!
 //! Bodies are JSON or, by `Content-Type` and `Accept`, the compact encoding of [`crate::codec`]. Answers to batches, reads and
@@ -43,6 +44,10 @@ pub const BLOCK_SIZE_MAX: usize = 4 << 20;
 pub const INLINE_MAX: usize = 32 << 10;
 /// The most bytes of all blocks that come with one batch, which fits into a body.
 pub const BATCH_INLINE_MAX: usize = 512 << 10;
+/// The most small blocks that are read with one request.
+pub const BLOCKS_MAX: usize = 512;
+/// The most bytes that they have together.
+pub const BLOCKS_BYTES_MAX: usize = 2 << 20;
 /// How many batches of a session may be under way: a sequence number may be used once the one that lies so many
 /// before it has been answered. The daemon keeps as many answers, to give them again.
 pub const SESSION_SLOTS: u64 = 256;
@@ -160,13 +165,13 @@ pub struct Batch {
     pub brief: bool,
 }
 
-/// A block that comes with a batch.
+/// A block that comes with a batch, or with others that were asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct InlineBlock {
     /// Its id under the volume's key.
     #[schema(value_type = String)]
     pub id: BlockId,
-    /// Its bytes; at most [`INLINE_MAX`].
+    /// Its bytes; in a batch at most [`INLINE_MAX`].
     #[serde(with = "crate::name::text_or_bytes")]
     #[schema(value_type = TextOrBytes)]
     pub data: Vec<u8>,
@@ -235,6 +240,22 @@ pub struct Answer {
     pub records: Vec<(Key, Option<Record>)>,
     /// Whether a range was given whole. If not, go on after the last record.
     pub complete: bool,
+}
+
+/// Asks for whole blocks, most of which are small.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ReadBlocks {
+    /// Which ones; at most [`BLOCKS_MAX`].
+    #[schema(value_type = Vec<String>)]
+    pub ids: Vec<BlockId>,
+}
+
+/// The answer to [`ReadBlocks`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ReadBlocksReply {
+    /// Those that could be had, in any order, the first ones that were asked for up to [`BLOCKS_BYTES_MAX`] bytes. The others are to be asked
+    /// for alone.
+    pub blocks: Vec<InlineBlock>,
 }
 
 /// What the daemon tells a session.

@@ -12,7 +12,7 @@ use super::transport::Call;
 use super::{ByteStream, Client, ShortCircuit};
 use crate::api::fs::{
     Ack, BLOCK_SIZE_MAX, Batch, BatchReply, DelegationReply, DelegationRequest, Event, InodeRange,
-    OpenSession, Read, ReadReply, ResumeSession, SessionGrant,
+    OpenSession, Read, ReadBlocks, ReadBlocksReply, ReadReply, ResumeSession, SessionGrant,
 };
 use crate::api::locks::{LockReply, LockRequest};
 use crate::id::{BlockId, SessionId};
@@ -68,6 +68,11 @@ impl Client {
     pub fn last_event(&self, session: SessionId) -> u64 {
         let (of, number) = self.transport.last_event();
         if of == session.0 { number } else { 0 }
+    }
+
+    /// Whether the daemon is on this machine, and requests take its socket there.
+    pub fn is_local(&self) -> bool {
+        self.transport.is_local()
     }
 
     /// Gets inode numbers to give away.
@@ -126,6 +131,12 @@ impl Client {
     pub async fn get_whole_block(&self, session: SessionId, id: &BlockId) -> Result<Bytes> {
         let (session, id) = (session.to_string(), id.to_string());
         self.transport.bytes(Call::get(&path(&session, &["blocks", &id])).compact(), BLOCK_SIZE_MAX).await
+    }
+
+    /// Small blocks, those of them that can be had.
+    pub async fn get_blocks(&self, session: SessionId, wanted: &ReadBlocks) -> Result<ReadBlocksReply> {
+        let session = session.to_string();
+        self.transport.value(Call::post(&path(&session, &["blocks"])).compact().body(wanted)?).await
     }
 
     /// A block's object as an open file, unchecked; `None` where the daemon, for whatever reason, cannot be asked for that or does not

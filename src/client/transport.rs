@@ -208,6 +208,11 @@ impl Transport {
         }
     }
 
+    /// Whether requests take the daemon's socket on this machine.
+    pub(super) fn is_local(&self) -> bool {
+        self.local().is_some()
+    }
+
     fn local(&self) -> std::sync::MutexGuard<'_, Option<reqwest::Client>> {
         self.local.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use tandemfs::api::LAST_EVENT;
 use tandemfs::api::fs::{
     Ack, Batch, BatchReply, DelegationReply, DelegationRequest, Event, InodeRange, OpenSession, Read,
-    ReadReply, ResumeSession, SessionGrant,
+    ReadBlocks, ReadBlocksReply, ReadReply, ResumeSession, SessionGrant,
 };
 use tandemfs::api::locks::{LockReply, LockRequest};
 use tandemfs::id::{BlockId, SessionId};
@@ -42,6 +42,7 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(acknowledge))
         .routes(routes!(inodes))
         .routes(routes!(put_block, get_block))
+        .routes(routes!(read_blocks))
         .merge(large)
 }
 
@@ -219,6 +220,20 @@ async fn put_block(
     let block: BlockId = block.parse()?;
     app.sessions.put_block(&caller, SessionId(session), block, data).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Read small blocks.
+#[utoipa::path(post, path = "/fs/v1/sessions/{session}/blocks", tag = "mount", params(("session" = u64, Path,)),
+    request_body(content((ReadBlocks = "application/json"), (ReadBlocks = "application/vnd.msgpack"))),
+    responses((status = 200, content((ReadBlocksReply = "application/json"), (ReadBlocksReply = "application/vnd.msgpack"))), Problems))]
+async fn read_blocks(
+    State(app): State<App>,
+    caller: Caller,
+    accepts: Accepts,
+    Path(session): Path<u64>,
+    Wire(wanted): Wire<ReadBlocks>,
+) -> Result<Response, Problem> {
+    accepts.answer(&app.sessions.get_blocks(&caller, SessionId(session), &wanted).await?)
 }
 
 /// Read a block.

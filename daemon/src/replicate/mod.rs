@@ -13,6 +13,7 @@ mod nodes;
 mod pack;
 pub mod placement;
 mod read;
+mod read_many;
 mod repair;
 mod spread;
 mod store;

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use std::fs::File;
 use std::ops::Range;
+use tandemfs::api::fs::{InlineBlock, ReadBlocks, ReadBlocksReply};
 use tandemfs::block::Draft;
 use tandemfs::id::{BlockId, SessionId};
 use tandemfs::{ErrorKind, Result};
@@ -55,5 +56,21 @@ impl Sessions {
     ) -> Result<Bytes> {
         let (_, volume) = self.find(caller, id).await?;
         volume.get_block(block, range).await
+    }
+
+    /// Reads small blocks that the volume has, those of them that can be had.
+    ///
+    /// # Errors
+    /// As [`Sessions::resume`]; `Invalid` for too many; `Unavailable`.
+    pub async fn get_blocks(
+        &self,
+        caller: &Caller,
+        id: SessionId,
+        wanted: &ReadBlocks,
+    ) -> Result<ReadBlocksReply> {
+        let (_, volume) = self.find(caller, id).await?;
+        let found = volume.get_blocks(&wanted.ids).await?;
+        let blocks = found.into_iter().map(|(id, data)| InlineBlock { id, data: data.into() });
+        Ok(ReadBlocksReply { blocks: blocks.collect() })
     }
 }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use std::fs::File;
 use std::ops::Range;
-use tandemfs::api::fs::BLOCK_SIZE_MAX;
+use tandemfs::api::fs::{BLOCK_SIZE_MAX, BLOCKS_BYTES_MAX, BLOCKS_MAX};
 use tandemfs::block::Draft;
 use tandemfs::id::{BlockId, VolumeKey};
 use tandemfs::{Error, Result};
@@ -77,5 +77,16 @@ impl Volume {
             return Err(Error::out_of_range(format!("the block has {size} bytes")));
         }
         self.shared.replicator.get(self.id, id, range).await
+    }
+
+    /// Small blocks: those of them that can be had, the first ones up to [`BLOCKS_BYTES_MAX`] bytes.
+    ///
+    /// # Errors
+    /// `Invalid` for more than [`BLOCKS_MAX`]; `Unavailable`.
+    pub(crate) async fn get_blocks(&self, ids: &[BlockId]) -> Result<Vec<(BlockId, Bytes)>> {
+        if ids.len() > BLOCKS_MAX {
+            return Err(Error::invalid(format!("more than {BLOCKS_MAX} blocks")));
+        }
+        self.shared.replicator.get_many(self.id, ids, BLOCKS_BYTES_MAX).await
     }
 }

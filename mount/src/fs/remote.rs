@@ -9,7 +9,7 @@ use futures::stream::BoxStream;
 use tandemfs::api::files::Storage;
 use tandemfs::api::fs::{
     Ack, Batch, BatchReply, DelegationReply, DelegationRequest, Event, InodeRange, OpenSession, Read,
-    ReadReply, ResumeSession, SessionGrant,
+    ReadBlocks, ReadBlocksReply, ReadReply, ResumeSession, SessionGrant,
 };
 use tandemfs::api::locks::{LockReply, LockRequest};
 use tandemfs::id::{BlockId, SessionId};
@@ -48,9 +48,15 @@ pub trait Remote: Send + Sync + 'static {
     /// Reads a block, or a range of it.
     async fn get_block(&self, session: SessionId, block: BlockId, range: Option<Range<u32>>)
     -> Result<Bytes>;
+    /// Reads small blocks, those of them that can be had.
+    async fn get_blocks(&self, session: SessionId, wanted: &ReadBlocks) -> Result<ReadBlocksReply>;
     /// A block's object as an open file, unchecked, by the socket that the session was granted; `None` where that cannot be had.
     async fn open_block(&self, _socket: &str, _: SessionId, _: BlockId) -> Option<File> {
         None
+    }
+    /// Whether the daemon is on this machine for certain.
+    fn is_local(&self) -> bool {
+        false
     }
     /// What the user may still store, on a shared volume or the own one.
     async fn storage(&self, volume: Option<&str>) -> Result<Storage>;

@@ -1,7 +1,7 @@
 //! Small blocks: they come with a commit, lie in the metadata, and leave it for packs.
 
 use tandemfs::ErrorKind;
-use tandemfs::api::fs::{Batch, INLINE_MAX, InlineBlock};
+use tandemfs::api::fs::{BLOCKS_MAX, Batch, INLINE_MAX, InlineBlock};
 use tandemfs::id::BlockId;
 use tandemfs::tree::Mutation;
 
@@ -150,4 +150,36 @@ async fn a_batch_brings_its_blocks() {
     assert_eq!(rows(&world).await, 2);
     world.clock.advance(61_000);
     assert_eq!((world.collect().await.unwrap(), rows(&world).await), (2, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_blocks_are_read_at_once_wherever_they_lie() {
+    let world = world().await;
+    uploaded(&world, 6).await;
+    assert_eq!(world.volumes.pack().await.unwrap(), 6);
+    uploaded(&world, 9).await;
+    let large = vec![9; INLINE_MAX + 1];
+    world.upload("/large", &large).await.unwrap();
+    let volume = world.volume().await;
+    let id = |data: &[u8]| BlockId::of(volume.key(), data);
+    let mut expected: Vec<_> = (0..9).map(content).chain([large]).map(|data| (id(&data), data)).collect();
+    let mut ids: Vec<_> = expected.iter().map(|(id, _)| *id).collect();
+    ids.push(BlockId([5; 32]));
+    let found = async |ids: &[BlockId]| {
+        let mut found: Vec<_> =
+            volume.get_blocks(ids).await.unwrap().into_iter().map(|(id, data)| (id, data.to_vec())).collect();
+        found.sort();
+        found
+    };
+    expected.sort();
+    assert_eq!(found(&ids).await, expected, "three kinds of places, and one that is nowhere");
+    for node in &world.nodes {
+        node.delete(&id(&vec![9; INLINE_MAX + 1])).await.unwrap();
+    }
+    assert_eq!(found(&ids).await.len(), 9, "one that is lost is left out");
+    let too_many = vec![ids[0]; BLOCKS_MAX + 1];
+    assert_eq!(volume.get_blocks(&too_many).await.unwrap_err().kind(), ErrorKind::Invalid);
+    let replicator = world.volumes.replicator();
+    let few = replicator.get_many(world.caller.home, &ids[..4], 2500).await.unwrap();
+    assert_eq!(few.len(), 2, "no more bytes than are wanted");
 }

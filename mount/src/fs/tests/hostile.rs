@@ -15,7 +15,7 @@ use serde_bytes::ByteBuf;
 use tandemfs::api::files::Storage;
 use tandemfs::api::fs::{
     Ack, Answer, Batch, BatchReply, DelegationReply, DelegationRequest, Event, InodeRange, OpenSession, Read,
-    ReadReply, ResumeSession, SessionGrant,
+    ReadBlocks, ReadBlocksReply, ReadReply, ResumeSession, SessionGrant,
 };
 use tandemfs::api::locks::{Lock, LockKind, LockOutcome, LockReply, LockRequest};
 use tandemfs::clock::{ManualClock, Time};
@@ -384,6 +384,19 @@ impl Remote for Hostile {
     async fn put_block(&self, session: SessionId, block: BlockId, data: Bytes) -> Result<()> {
         self.fail(&self.lie()).await?;
         self.honest.put_block(session, block, data).await
+    }
+
+    async fn get_blocks(&self, session: SessionId, wanted: &ReadBlocks) -> Result<ReadBlocksReply> {
+        let lie = self.lie();
+        self.fail(&lie).await?;
+        let mut reply = self.honest.get_blocks(session, wanted).await?;
+        match lie {
+            Lie::Bytes(length) => reply.blocks.iter_mut().for_each(|block| block.data = vec![1; length]),
+            Lie::Nothing => reply.blocks.clear(),
+            Lie::Again => reply.blocks.extend(reply.blocks.clone()),
+            _ => (),
+        }
+        Ok(reply)
     }
 
     async fn get_block(

@@ -71,7 +71,7 @@ pub(crate) struct Daemon {
     pub(super) release_lock_answers: Notify,
     pub(super) batches: AtomicU64,
     pub(super) reads: AtomicU64,
-    /// Blocks that were asked for, whole or in part.
+    /// Requests for blocks: for one, a part of one, or many.
     pub(super) block_reads: AtomicU64,
     /// Files that were taken, and that were returned.
     pub(super) takes: AtomicU64,

@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tandemfs::api::files::Storage;
 use tandemfs::api::fs::{
-    Ack, Batch, BatchReply, DelegationReply, DelegationRequest, InodeRange, OpenSession, Read, ReadReply,
-    ResumeSession, SessionGrant,
+    Ack, Batch, BatchReply, DelegationReply, DelegationRequest, InlineBlock, InodeRange, OpenSession, Read,
+    ReadBlocks, ReadBlocksReply, ReadReply, ResumeSession, SessionGrant,
 };
 use tandemfs::api::locks::{LockReply, LockRequest};
 use tandemfs::id::{BlockId, Ino, SessionId};
@@ -156,6 +156,15 @@ impl Remote for Daemon {
         self.block_reads.fetch_add(1, Ordering::SeqCst);
         let data = self.load(block, range)?;
         self.lossy(Ok(data))
+    }
+
+    async fn get_blocks(&self, session: SessionId, wanted: &ReadBlocks) -> Result<ReadBlocksReply> {
+        self.up()?;
+        self.session(session, |_| ())?;
+        self.block_reads.fetch_add(1, Ordering::SeqCst);
+        let found = wanted.ids.iter().filter_map(|id| Some((*id, self.load(*id, None).ok()?)));
+        let blocks = found.map(|(id, data)| InlineBlock { id, data: data.into() }).collect();
+        self.lossy(Ok(ReadBlocksReply { blocks }))
     }
 
     async fn storage(&self, _: Option<&str>) -> Result<Storage> {
