@@ -129,6 +129,8 @@ impl Fs {
             let inode = self.inode(directory.ino).await?;
             // As in any file system, the root is its own parent.
             let parent = if inode.ino == self.root { self.root } else { inode.parent };
+            self.ahead.came_into(&inode);
+            self.ahead.settled(directory.ino).await;
             let watch = self.session.cache.watch(directory.ino);
             *listing = Listing::new(parent, watch, inode.nlink == 0);
         }

@@ -8,6 +8,7 @@ use tandemfs::id::Ino;
 use tandemfs::tree::{CHUNK_SIZE, CLONE_MAX, Credentials, FILE_SIZE_MAX, Mutation};
 use tandemfs::{Error, ErrorKind, Result};
 
+use super::ahead::SMALL;
 use super::commits::Reach;
 use super::data::How;
 use super::directory::OpenDirectory;
@@ -118,7 +119,12 @@ impl Fs {
         let wanted = offset.saturating_add(u64::from(size));
         let dirty = file.data.pieces(offset, wanted);
         let end = file.data.end();
-        let length = self.inode(file.ino).await?.size.max(end);
+        let inode = self.inode(file.ino).await?;
+        let length = inode.size.max(end);
+        if offset == 0 && length <= SMALL {
+            self.ahead.came_to(&inode);
+            self.ahead.settled(file.ino).await;
+        }
         let range = offset..wanted.min(length);
         let data = if range.is_empty() {
             Bytes::new()

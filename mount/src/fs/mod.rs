@@ -1,9 +1,11 @@
 //! The file system: one method for each call of the kernel. It knows nothing of FUSE, so it is tested without a mount.
 
 pub mod accesses;
+mod ahead;
 pub mod atime;
 mod batches;
 mod block_cache;
+mod blocks;
 pub mod buffer;
 pub mod cache;
 mod check;
@@ -22,7 +24,9 @@ pub mod kernel;
 pub mod known;
 mod lease;
 pub mod locks;
+mod misses;
 pub mod names;
+mod objects;
 pub mod opens;
 pub mod read;
 mod recovered;
@@ -33,6 +37,7 @@ pub mod space;
 mod suspended;
 #[cfg(test)]
 pub(crate) mod tests;
+mod walks;
 pub mod xattrs;
 
 use std::path::PathBuf;
@@ -47,8 +52,10 @@ use tandemfs::tree::{Credentials, Inode, Key, Kind, Mutation, Record, SetAttribu
 use tandemfs::{Error, ErrorKind, Result};
 
 use accesses::Accesses;
+use ahead::Ahead;
 use atime::AtimeRule;
 use block_cache::BlockCache;
+use blocks::Blocks;
 use commits::Reach;
 use data::Data;
 use directory::OpenDirectory;
@@ -56,6 +63,7 @@ use file_data::Unsent;
 use handles::{Handles, OpenFile};
 use ids::Ids;
 use kernel::Kernel;
+use misses::Misses;
 use read::Reader;
 use remote::Remote;
 use session::Session;
@@ -119,6 +127,8 @@ pub struct Fs {
     data: Arc<Data>,
     reader: Arc<Reader>,
     block_cache: Option<Arc<BlockCache>>,
+    ahead: Arc<Ahead>,
+    misses: Misses,
     accesses: Arc<Accesses>,
     clock: Arc<dyn Clock>,
     options: Options,
@@ -178,7 +188,9 @@ impl Fs {
             BlockCache::start(directory, &session.grant().key, options.cache_size, options.memory)
         });
         let index_bytes = block_cache.as_ref().map_or(0, |_| BlockCache::index_bytes(options.memory));
-        let reader = Reader::new(Arc::clone(&session), options.memory / 4 - index_bytes, block_cache.clone());
+        let blocks = Blocks::new(Arc::clone(&session), options.memory / 4 - index_bytes, block_cache.clone());
+        let reader = Reader::new(Arc::clone(&session), Arc::clone(&blocks));
+        let ahead = Ahead::new(Arc::clone(&session), blocks);
         let accesses = Accesses::new(Arc::clone(&session));
         tokio::spawn(Data::write_back(Arc::downgrade(&data)));
         tokio::spawn(Accesses::send_lazily(Arc::downgrade(&accesses)));
@@ -191,6 +203,8 @@ impl Fs {
             data,
             reader,
             block_cache,
+            ahead,
+            misses: Misses::default(),
             accesses,
             clock,
             options,

@@ -1,5 +1,8 @@
 //! Names: lookup, create, mkdir, mknod, symlink, link, unlink, rmdir, rename.
 
+use std::collections::BTreeMap;
+
+use tandemfs::api::fs::ReadReply;
 use tandemfs::id::Ino;
 use tandemfs::name::Name;
 use tandemfs::tree::acl::DEFAULT;
@@ -69,7 +72,7 @@ impl Fs {
             None => (),
         }
         let want = Want::Lookup { parent, name: name.clone() };
-        let reply = self.session.read(vec![want]).await?;
+        let reply = self.read_with_names(parent, name, want).await?;
         let records = || reply.answers.iter().flat_map(|answer| &answer.records);
         let entry = records().find_map(|(key, record)| match (key, record) {
             (Key::Entry(of, found), Some(Record::Entry(entry))) if *of == parent && found == name => {
@@ -83,6 +86,38 @@ impl Fs {
             _ => None,
         });
         inode.map(Some).ok_or_else(|| Error::corrupt("an entry without an inode"))
+    }
+
+    /// Asks for what a name that is not known leads to, and perhaps for more of its directory.
+    async fn read_with_names(&self, parent: Ino, name: &Name, want: Want) -> Result<ReadReply> {
+        let cache = &self.session.cache;
+        let directory = cache.inode(parent).flatten();
+        let more = self.misses.note(parent, directory.as_ref().map(|inode| inode.entries), name);
+        let Some(more) = more else { return self.session.read(vec![want]).await };
+        let after = match &more {
+            Want::Directory { after, .. } => after.clone(),
+            _ => None,
+        };
+        let is_whole = after.is_none();
+        if is_whole && let Some(directory) = &directory {
+            self.ahead.came_into(directory);
+        }
+        let watch = cache.watch(parent);
+        let mut reply = self.session.read(vec![want, more]).await?;
+        let Some(answer) = reply.answers.pop() else { return Ok(reply) };
+        let entries = answer.records.into_iter().filter_map(|(key, record)| match (key, record) {
+            (Key::Entry(_, name), Some(Record::Entry(entry))) => Some((name, entry)),
+            _ => None,
+        });
+        let names: BTreeMap<Name, Entry> = entries.collect();
+        if is_whole && answer.complete {
+            cache.keep_directory(parent, &watch, names);
+        } else {
+            let end = names.last_key_value().map(|(end, _)| end.clone());
+            let found = answer.complete || end.as_ref().is_some_and(|end| end >= name);
+            self.misses.came(parent, end, (after.as_ref() != Some(name)).then_some(found));
+        }
+        Ok(reply)
     }
 
     /// mkdir, mknod, symlink.

@@ -1,49 +1,32 @@
 //! Reading: what a range of a file is made of, the blocks that it needs, and reading ahead of a sequential reader.
 
-use std::io::Read;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::try_join_all;
-use quick_cache::sync::{Cache as Lru, DefaultLifecycle};
-use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
-use tandemfs::api::fs::BLOCK_SIZE_MAX;
-use tandemfs::block::{self, OBJECT_MAX};
-use tandemfs::id::{BlockId, Ino};
+use tandemfs::id::Ino;
 use tandemfs::tree::{CHUNK_SIZE, Chunk, Key, Record, Want};
 use tandemfs::{Error, ErrorKind, Result};
-use tokio::time::timeout;
 
-use super::block_cache::BlockCache;
+use super::blocks::Blocks;
 use super::buffer::{Layers, Piece, Source};
 use super::session::Session;
 
 /// Chunk records that are asked for at once.
 const CHUNKS_AHEAD: u64 = 64;
-/// How far the offset of a sequential reader may be off: the kernel reads ahead with several requests at once.
-const SEQUENTIAL_SLACK: u64 = CHUNK_SIZE;
+/// A read of so many bytes is one of several with which the kernel reads ahead of a program that goes on.
+const LARGE: u64 = 128 << 10;
+/// How far the offset of such a read may be off, and that of others.
+const SLACK: u64 = CHUNK_SIZE;
+const SMALL_SLACK: u64 = 64 << 10;
 /// Chunks that are read ahead of a sequential reader.
 const READ_AHEAD: u64 = 2;
-
-/// A disk that is slower than this is read around: the daemon is asked, which knows other copies.
-const SHORT_CIRCUIT_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Reads files of a session.
 pub struct Reader {
     session: Arc<Session>,
-    blocks: Lru<BlockId, Bytes, Weigh>,
-    on_disk: Option<Arc<BlockCache>>,
-}
-
-#[derive(Clone)]
-struct Weigh;
-
-impl Weighter<BlockId, Bytes> for Weigh {
-    fn weight(&self, _: &BlockId, data: &Bytes) -> u64 {
-        data.len() as u64 + 64
-    }
+    blocks: Arc<Blocks>,
 }
 
 /// How a handle reads.
@@ -52,45 +35,36 @@ pub struct Pattern(Mutex<Expected>);
 
 #[derive(Debug, Default)]
 struct Expected {
+    /// Where somebody has begun to go on.
+    begin: u64,
     next: u64,
     ahead: u64,
 }
 
 impl Pattern {
-    /// Notes a read. Answers whether it goes on from the last one, and the chunks that are to be read ahead.
+    /// Notes a read. Answers whether more of its blocks will be wanted, and the chunks that are to be read ahead.
     fn note(&self, start: u64, end: u64) -> (bool, Range<u64>) {
         let mut expected = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let sequential = start.abs_diff(expected.next) <= SEQUENTIAL_SLACK;
-        if !sequential {
-            *expected = Expected { next: end, ahead: 0 };
+        let is_large = end - start >= LARGE;
+        if start.abs_diff(expected.next) > if is_large { SLACK } else { SMALL_SLACK } {
+            *expected = Expected { begin: start, next: end, ahead: 0 };
             return (false, 0..0);
         }
         expected.next = expected.next.max(end);
         let chunk = start / CHUNK_SIZE;
-        // The first chunk alone says little: many files are no longer.
-        let until = if end > CHUNK_SIZE / 2 { chunk + 1 + READ_AHEAD } else { 0 };
+        // So little says nothing: many files are no longer, and many records.
+        let read = end.saturating_sub(expected.begin);
+        let until = if read > CHUNK_SIZE / 2 { chunk + 1 + READ_AHEAD } else { 0 };
         let from = expected.ahead.max(chunk + 1);
         expected.ahead = expected.ahead.max(until);
-        (true, from..until.max(from))
+        (expected.begin == 0 || is_large || read > SMALL_SLACK, from..until.max(from))
     }
 }
 
 impl Reader {
-    /// For a session, with a cache of so many bytes in memory, and one on disk.
-    pub(super) fn new(session: Arc<Session>, bytes: usize, on_disk: Option<Arc<BlockCache>>) -> Arc<Self> {
-        let bytes = bytes.max(2 * BLOCK_SIZE_MAX);
-        let options = OptionsBuilder::new()
-            .estimated_items_capacity((bytes / 65_536).max(16))
-            .weight_capacity(bytes as u64)
-            .shards(1)
-            .build();
-        let blocks = match options {
-            Ok(options) => {
-                Lru::with_options(options, Weigh, DefaultHashBuilder::default(), DefaultLifecycle::default())
-            }
-            Err(_) => Lru::with_weighter(16, bytes as u64, Weigh),
-        };
-        Arc::new(Self { session, blocks, on_disk })
+    /// For a session, and where it finds blocks.
+    pub(super) fn new(session: Arc<Session>, blocks: Arc<Blocks>) -> Arc<Self> {
+        Arc::new(Self { session, blocks })
     }
 
     /// Reads a range that lies within the file. `dirty` are pieces that lie over what is stored, the oldest first.
@@ -140,7 +114,7 @@ impl Reader {
                 Source::Block(block, offset) => {
                     let length = (piece.end - piece.start) as u32;
                     let until = offset.checked_add(length).ok_or_else(|| Error::corrupt("an extent"))?;
-                    self.block(*block, *offset..until, whole).await.map(Some)
+                    self.blocks.get(*block, *offset..until, whole).await.map(Some)
                 }
             }
         });
@@ -241,93 +215,40 @@ impl Reader {
         Ok(None)
     }
 
-    /// Bytes of a block. `whole`: more of it will be wanted.
-    async fn block(&self, id: BlockId, range: Range<u32>, whole: bool) -> Result<Bytes> {
-        let wanted = range.start as usize..range.end as usize;
-        let cached = match self.session.queue.block(&id) {
-            Some(data) => Some(data),
-            None if whole => Some(self.whole_block(id).await?),
-            None => self.blocks.get(&id),
-        };
-        if let Some(data) = cached {
-            if wanted.end > data.len() {
-                return Err(Error::corrupt(format!("block {id} is shorter than its extents say")));
-            }
-            return Ok(data.slice(wanted));
-        }
-        let session = &self.session;
-        let data = session
-            .until_answered(|session_id| {
-                let range = range.clone();
-                Box::pin(async move { session.remote.get_block(session_id, id, Some(range)).await })
-            })
-            .await?;
-        if data.len() != wanted.len() {
-            return Err(Error::corrupt(format!("another length of block {id} than was asked for")));
-        }
-        Ok(data)
-    }
-
-    async fn whole_block(&self, id: BlockId) -> Result<Bytes> {
-        let session = &self.session;
-        self.blocks
-            .get_or_insert_async(&id, async {
-                if let Some(data) = self.short_circuit(id).await {
-                    return Ok(data);
-                }
-                // What is handed over lies on this machine already, and does not come here.
-                if let Some(cache) = &self.on_disk
-                    && let Some(data) = cache.get(&session.grant().key, id).await
-                {
-                    return Ok(data);
-                }
-                let data = session
-                    .until_answered(|session_id| {
-                        Box::pin(async move { session.remote.get_block(session_id, id, None).await })
-                    })
-                    .await?;
-                if BlockId::of(&session.grant().key, &data) != id {
-                    return Err(Error::corrupt(format!("block {id} is not what was asked for")));
-                }
-                if let Some(cache) = &self.on_disk {
-                    cache.put(id, data.clone());
-                }
-                Ok(data)
-            })
-            .await
-    }
-
-    /// A block out of its object, where the daemon can hand that over as a file. If anything is wrong with it, the daemon is asked
-    /// for the block, which finds another copy and mends this one.
-    async fn short_circuit(&self, id: BlockId) -> Option<Bytes> {
-        let session = &self.session;
-        let socket = session.grant().short_circuit?;
-        let file = session.remote.open_block(&socket, session.id(), id).await?;
-        let length = file.metadata().ok()?.len().min(OBJECT_MAX as u64 + 1);
-        // Here, and not there: the allocator keeps memory that was freed for each thread that has asked for it.
-        let mut object = Vec::with_capacity(usize::try_from(length).ok()?);
-        let read = tokio::task::spawn_blocking(move || {
-            file.take(length).read_to_end(&mut object)?;
-            block::decode(&id, object.into())
-        });
-        match timeout(SHORT_CIRCUIT_TIMEOUT, read).await.ok()?.ok()? {
-            Ok(data) => Some(data),
-            Err(error) => {
-                log::warn!("block {id} is read from another copy: {error}");
-                None
-            }
-        }
-    }
-
     async fn read_ahead(self: Arc<Self>, ino: Ino, numbers: Range<u64>) {
         let Ok(chunks) = self.chunks(ino, numbers).await else { return };
         let blocks = chunks.iter().flat_map(|(_, chunk)| chunk.0.iter().map(|extent| extent.block)).take(16);
         // A failure will show when the block is read.
-        let _failed = try_join_all(blocks.map(|block| self.whole_block(block))).await;
+        let _failed = try_join_all(blocks.map(|block| self.blocks.whole(block, false))).await;
     }
 }
 
 /// The numbers of the chunks that a range touches.
 pub fn chunks(range: &Range<u64>) -> Range<u64> {
     range.start / CHUNK_SIZE..range.end.div_ceil(CHUNK_SIZE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{LARGE, Pattern};
+    use tandemfs::tree::CHUNK_SIZE;
+
+    #[test]
+    fn who_goes_on_wants_more_and_who_jumps_does_not() {
+        let pattern = Pattern::default();
+        assert_eq!(pattern.note(0, 4096), (true, 1..1));
+        assert_eq!(pattern.note(4096, 20_000), (true, 1..1));
+        let far = 5 * CHUNK_SIZE;
+        assert!(!pattern.note(far, far + 4096).0, "a jump");
+        assert!(!pattern.note(far + 4096, far + 8192).0, "a long record");
+        // The kernel reads ahead with large requests, in any order.
+        assert_eq!(pattern.note(far + LARGE, far + 2 * LARGE), (true, 6..6));
+        assert_eq!(pattern.note(far + 8192, far + LARGE + 8192), (true, 6..6));
+        assert_eq!(pattern.note(far + 2 * LARGE, far + CHUNK_SIZE), (true, 6..8));
+        assert_eq!(pattern.note(far + CHUNK_SIZE, far + CHUNK_SIZE + LARGE), (true, 8..9));
+        assert!(!pattern.note(0, LARGE).0);
+        let scattered = (1..2000u64).map(|number| number * 7919 % 100_000 * 4096);
+        let alike = scattered.filter(|at| pattern.note(*at, at + 4096).0).count();
+        assert!(alike < 20, "{alike}");
+    }
 }

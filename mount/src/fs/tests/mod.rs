@@ -1,6 +1,7 @@
 //! The file system against a daemon in memory, without a mount and without HTTP.
 
 mod accesses;
+mod ahead;
 mod attributes;
 mod block_cache;
 mod cache;
