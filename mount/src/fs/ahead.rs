@@ -3,12 +3,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tandemfs::api::fs::BLOCKS_BYTES_MAX;
 use tandemfs::id::Ino;
 use tandemfs::name::Name;
 use tandemfs::tree::{Entry, Inode, Key, Kind, Record, Want};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::timeout;
 
 use super::blocks::Blocks;
 use super::cache::Watch;
@@ -23,6 +25,8 @@ const FILES_MAX: usize = 256;
 pub(super) const SMALL: u64 = 128 << 10;
 /// Readings ahead that are under way at once.
 const TASKS: usize = 4;
+/// What takes longer is given up: whoever waits for it asks himself.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// A name that comes so soon after another one is a step; what lies between may be of another kind.
 const NEAR: usize = 16;
 /// So many names are looked at for each that is read ahead.
@@ -43,6 +47,7 @@ pub(super) struct Ahead {
 struct Coming {
     ahead: Arc<Ahead>,
     inos: Vec<Ino>,
+    waiting: watch::Receiver<()>,
     _done: watch::Sender<()>,
 }
 
@@ -50,7 +55,10 @@ impl Drop for Coming {
     fn drop(&mut self) {
         let mut under_way = self.ahead.under_way();
         for ino in &self.inos {
-            under_way.remove(ino);
+            // Another reading of the same may have begun since.
+            if under_way.get(ino).is_some_and(|waiting| waiting.same_channel(&self.waiting)) {
+                under_way.remove(ino);
+            }
         }
     }
 }
@@ -74,12 +82,9 @@ impl Ahead {
 
     fn coming(self: &Arc<Self>, inos: impl IntoIterator<Item = Ino>) -> Coming {
         let (done, waiting) = watch::channel(());
-        let mut under_way = self.under_way();
-        // Who waits for one that two are reading waits for the last of them.
         let inos: Vec<Ino> = inos.into_iter().collect();
-        under_way.extend(inos.iter().map(|ino| (*ino, waiting.clone())));
-        drop(under_way);
-        Coming { ahead: Arc::clone(self), inos, _done: done }
+        self.under_way().extend(inos.iter().map(|ino| (*ino, waiting.clone())));
+        Coming { ahead: Arc::clone(self), inos, waiting, _done: done }
     }
 
     /// Waits until the names of a directory, or the chunks of a file, are no longer on their way.
@@ -104,10 +109,7 @@ impl Ahead {
         let unknown: Vec<Ino> = wanted.into_iter().map(|(_, entry)| entry.ino).filter(is_unknown).collect();
         if !unknown.is_empty() {
             let this = Arc::clone(self);
-            tokio::spawn(async move {
-                this.list(unknown).await;
-                drop(permit);
-            });
+            spawn(permit, async move { this.list(unknown).await });
         }
     }
 
@@ -122,19 +124,15 @@ impl Ahead {
                 let files = self.note_files(&stretch, wanted);
                 if !files.is_empty() {
                     let this = Arc::clone(self);
-                    tokio::spawn(async move {
-                        this.fetch(files).await;
-                        drop(permit);
-                    });
+                    spawn(permit, async move { this.fetch(files).await });
                 }
             }
             None => {
                 let this = Arc::clone(self);
-                tokio::spawn(async move {
+                spawn(permit, async move {
                     let wanted = this.names(&stretch).await;
                     let files = this.note_files(&stretch, wanted);
                     this.fetch(files).await;
-                    drop(permit);
                 });
             }
         }
@@ -239,4 +237,11 @@ impl Ahead {
         drop(coming);
         self.blocks.fetch(claimed).await;
     }
+}
+
+fn spawn(permit: OwnedSemaphorePermit, task: impl Future<Output = ()> + Send + 'static) {
+    tokio::spawn(async move {
+        let _given_up = timeout(PATIENCE, task).await;
+        drop(permit);
+    });
 }
