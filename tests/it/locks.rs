@@ -29,6 +29,8 @@ files = {}
 def run(name, *a):
     if name == 'open':
         files[a[0]] = os.open(a[1], os.O_RDWR | os.O_CREAT)
+    elif name == 'open-read':
+        files[a[0]] = os.open(a[1], os.O_RDONLY)
     elif name == 'close':
         os.close(files.pop(a[0]))
     elif name == 'dup':
@@ -187,6 +189,39 @@ fn every_kind_of_lock_keeps_the_other_mount_out() {
     drop((two, near));
     first.unmount();
     second.unmount();
+}
+
+#[test]
+fn closing_what_only_reads_gives_up_the_locks_of_the_process() {
+    let cluster = Cluster::start();
+    let (first, second) = (cluster.mount("one"), cluster.mount("two"));
+    let [mut one, mut two] = two(first.path(), second.path());
+    let mut child = Program::new(first.path());
+    for program in [&mut one, &mut child] {
+        // Nobody has locked it yet, so the kernel will not say when these are closed.
+        program.ok("open-read r f");
+    }
+    one.ok("set a w 0 0");
+    child.ok("close r");
+    assert_eq!(two.call("set a r 0 0"), "EAGAIN", "that was another process");
+    one.ok("close r");
+    two.ok("wait a w 0 0");
+    two.ok("set a u 0 0");
+    // From here on it is known that the file is locked by some.
+    one.ok("open-read r f");
+    one.ok("set a w 0 0");
+    assert_eq!(two.call("set a r 0 0"), "EAGAIN");
+    one.ok("close r");
+    two.ok("set a r 0 0");
+    two.ok("set a u 0 0");
+    for _ in 0..50 {
+        one.ok("open-read r f");
+        one.ok("set a w 0 0");
+        one.ok("close r");
+        one.ok("set a w 0 0");
+        assert_eq!(two.call("set a r 0 0"), "EAGAIN", "it was locked again");
+        one.ok("set a u 0 0");
+    }
 }
 
 #[test]

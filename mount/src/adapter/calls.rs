@@ -185,7 +185,13 @@ impl Filesystem for Adapter {
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let ((fs, ino), by) = (self.on(ino), credentials(request));
         let flags = flags.0;
-        self.opened(reply, opened_with(flags), async move { fs.open_file(by, ino, flags).await });
+        let thread = request.pid();
+        self.opened(reply, async move {
+            let handle = fs.open_file(by, ino, flags).await?;
+            let quiet =
+                if fs.is_quiet(handle, thread) { FopenFlags::FOPEN_NOFLUSH } else { FopenFlags::empty() };
+            Ok((handle, opened_with(flags) | quiet))
+        });
     }
 
     fn create(
@@ -275,7 +281,7 @@ impl Filesystem for Adapter {
 
     fn release(
         &self,
-        _: &Request,
+        request: &Request,
         _: INodeNo,
         handle: FileHandle,
         _: OpenFlags,
@@ -283,9 +289,9 @@ impl Filesystem for Adapter {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        let fs = self.fs();
+        let (fs, number) = (self.fs(), request.unique().0);
         self.run(async move {
-            fs.release(handle.0).await;
+            fs.release_by(handle.0, number).await;
             reply.ok();
         });
     }
@@ -299,7 +305,7 @@ impl Filesystem for Adapter {
 
     fn opendir(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let ((fs, ino), flags) = (self.on(ino), flags.0);
-        self.opened(reply, FopenFlags::empty(), async move { fs.open_directory(ino, flags).await });
+        self.opened(reply, async move { Ok((fs.open_directory(ino, flags).await?, FopenFlags::empty())) });
     }
 
     fn readdir(&self, _: &Request, _: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
@@ -476,6 +482,7 @@ impl Filesystem for Adapter {
         }
         let Some(kind) = lock_kind(kind) else { return reply.error(Errno::EINVAL) };
         let (lock, thread) = (Lock { start, end, kind, pid }, request.pid());
+        fs.note_lock(handle.0, owner.0, pid, request.unique().0);
         self.locked(reply, wait, async move {
             let patience = async {
                 if wait {

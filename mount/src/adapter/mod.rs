@@ -106,12 +106,11 @@ impl Adapter {
     fn opened(
         &self,
         reply: ReplyOpen,
-        flags: FopenFlags,
-        call: impl Future<Output = Result<u64>> + Send + 'static,
+        call: impl Future<Output = Result<(u64, FopenFlags)>> + Send + 'static,
     ) {
         self.run(async move {
             match call.await {
-                Ok(handle) => reply.opened(FileHandle(handle), flags),
+                Ok((handle, flags)) => reply.opened(FileHandle(handle), flags),
                 Err(error) => reply.error(errno(&error)),
             }
         });

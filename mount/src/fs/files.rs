@@ -87,6 +87,13 @@ impl Fs {
         Ok(handle)
     }
 
+    /// Whether the kernel need not say when descriptors of a handle are closed that a thread has just opened.
+    pub fn is_quiet(&self, handle: u64, thread: u32) -> bool {
+        let only_reads = |file: &OpenFile| file.flags & (libc::O_ACCMODE | libc::O_TRUNC) == libc::O_RDONLY;
+        let file = self.files.get(handle).ok().filter(|file| only_reads(file));
+        file.is_some_and(|file| self.quiet.add(file.ino, handle, thread))
+    }
+
     /// read. The kernel asks for atime again afterwards.
     ///
     /// # Errors
@@ -258,6 +265,11 @@ impl Fs {
 
     /// release: the last descriptor of a handle is gone.
     pub async fn release(&self, handle: u64) {
+        self.release_by(handle, u64::MAX).await;
+    }
+
+    /// The same, by a request of the kernel.
+    pub async fn release_by(&self, handle: u64, request: u64) {
         let Some(file) = self.files.remove(handle) else { return };
         let orphan = self.session.opens.is_orphan(file.ino);
         if !orphan
@@ -266,7 +278,7 @@ impl Fs {
         {
             log::error!("data of inode {} is lost: {error}", file.ino);
         }
-        self.release_locks_of(file.ino, handle).await;
+        self.release_locks_of(file.ino, handle, self.quiet.remove(file.ino, handle, request)).await;
         self.session.let_go(file.ino).await;
         self.data.leave(&file.data);
     }

@@ -384,6 +384,13 @@ impl Fs {
         })
     }
 
+    /// A process is about to ask for a lock, by a request of the kernel: what it has open of the file may take the lock along.
+    pub fn note_lock(&self, handle: u64, owner: u64, process: u32, request: u64) {
+        if let Ok(file) = self.files.get(handle) {
+            self.quiet.note_lock(file.ino, owner, process, request);
+        }
+    }
+
     /// setlk: waits for the lock until `patience` ends.
     ///
     /// # Errors
@@ -490,9 +497,9 @@ impl Fs {
         self.check_lost(&file).and(flushed)
     }
 
-    /// The last descriptor of a handle is gone, and with it the locks of flock(2) and OFD.
-    pub(super) async fn release_locks_of(&self, ino: Ino, handle: u64) {
-        for owner in self.session.locks.owners(ino, handle) {
+    /// The last descriptor of a handle is gone, and with it the locks of flock(2) and OFD, and those of some processes.
+    pub(super) async fn release_locks_of(&self, ino: Ino, handle: u64, processes: Vec<u64>) {
+        for owner in self.session.locks.owners(ino, handle).into_iter().chain(processes) {
             self.session.release_locks(ino, owner).await;
         }
     }

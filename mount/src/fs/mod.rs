@@ -28,6 +28,7 @@ mod misses;
 pub mod names;
 mod objects;
 pub mod opens;
+mod quiet;
 pub mod read;
 mod recovered;
 pub mod remote;
@@ -64,6 +65,7 @@ use handles::{Handles, OpenFile};
 use ids::Ids;
 use kernel::Kernel;
 use misses::Misses;
+use quiet::Quiet;
 use read::Reader;
 use remote::Remote;
 use session::Session;
@@ -134,6 +136,7 @@ pub struct Fs {
     options: Options,
     root: Ino,
     files: Handles<OpenFile>,
+    quiet: Quiet,
     directories: Handles<OpenDirectory>,
     space: space::Space,
     /// For what the kernel says without waiting for an answer, from a thread of its own.
@@ -210,6 +213,7 @@ impl Fs {
             options,
             root: Ino::ROOT,
             files: Handles::default(),
+            quiet: Quiet::default(),
             directories: Handles::default(),
             space: space::Space::default(),
             runtime: tokio::runtime::Handle::current(),
