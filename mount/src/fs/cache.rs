@@ -6,8 +6,7 @@
 //!
 //! What was done under the lease and is not committed yet lies over all that (`lease/pending.rs`).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
-use std::ops::Bound;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -16,9 +15,12 @@ use quick_cache::unsync::Cache as Lru;
 use tandemfs::api::fs::Answer;
 use tandemfs::id::Ino;
 use tandemfs::name::Name;
-use tandemfs::tree::{CHUNK_SIZE, Entry, Inode, Key, Record, Want};
+use tandemfs::tree::{CHUNK_SIZE, Entry, Inode, Key, Kind, Record, Want};
 
 use super::lease::pending::Pending;
+use directories::Directories;
+
+mod directories;
 
 /// More floors than this are folded into one for all keys.
 const FLOORS_MAX: usize = 65_536;
@@ -32,15 +34,12 @@ pub type Known = Option<Arc<Record>>;
 #[derive(Debug)]
 pub struct Cache {
     inner: Mutex<Inner>,
-    directory_bytes_max: usize,
 }
 
 #[derive(Debug)]
 struct Inner {
     records: Lru<Key, Cached, Weigh>,
-    directories: HashMap<Ino, Directory>,
-    directory_order: VecDeque<Ino>,
-    directory_bytes: usize,
+    directories: Directories,
     watches: HashMap<Ino, Vec<Weak<Watch>>>,
     floors: HashMap<Key, u64>,
     floor: u64,
@@ -56,13 +55,6 @@ struct Inner {
 struct Cached {
     version: u64,
     record: Known,
-}
-
-/// All names of a directory.
-#[derive(Debug, Default)]
-struct Directory {
-    names: BTreeMap<Name, Entry>,
-    bytes: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -113,9 +105,7 @@ impl Cache {
         Self {
             inner: Mutex::new(Inner {
                 records: Lru::with_weighter((records / 400).max(16), records as u64, Weigh),
-                directories: HashMap::new(),
-                directory_order: VecDeque::new(),
-                directory_bytes: 0,
+                directories: Directories::new(bytes / 4),
                 watches: HashMap::new(),
                 floors: HashMap::new(),
                 floor: 0,
@@ -124,7 +114,6 @@ impl Cache {
                 generation: 0,
                 pending: Pending::default(),
             }),
-            directory_bytes_max: bytes / 4,
         }
     }
 
@@ -169,12 +158,8 @@ impl Cache {
         let mut inner = self.lock();
         for (key, record) in records {
             inner.pending.put(number, key.clone(), record.clone());
-            if let Key::Entry(parent, name) = key {
-                let entry = match record.as_deref() {
-                    Some(Record::Entry(entry)) => Some(*entry),
-                    _ => None,
-                };
-                inner.patch(*parent, name, entry);
+            inner.patch(key, record.as_deref());
+            if let Key::Entry(parent, _) = key {
                 inner.break_watches(*parent);
             }
         }
@@ -218,16 +203,7 @@ impl Cache {
 
     /// At most `limit` names after one, if the whole directory is known.
     pub fn names(&self, ino: Ino, after: Option<&Name>, limit: usize) -> Option<Vec<(Name, Entry)>> {
-        let inner = self.lock();
-        let names = &inner.directories.get(&ino)?.names;
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        Some(
-            names
-                .range((from, Bound::Unbounded))
-                .take(limit)
-                .map(|(name, entry)| (name.clone(), *entry))
-                .collect(),
-        )
+        self.lock().directories.names(ino, after, limit)
     }
 
     /// Watches a directory from now on.
@@ -242,18 +218,9 @@ impl Cache {
 
     /// Keeps all names of a directory, unless they have changed since `watch` began.
     pub fn keep_directory(&self, ino: Ino, watch: &Watch, names: BTreeMap<Name, Entry>) {
-        let bytes: usize = names.keys().map(|name| name.as_bytes().len() + 80).sum();
         let mut inner = self.lock();
-        if watch.is_broken() || bytes > self.directory_bytes_max {
-            return;
-        }
-        inner.forget_directory(ino);
-        inner.directory_bytes += bytes;
-        inner.directories.insert(ino, Directory { names, bytes });
-        inner.directory_order.push_back(ino);
-        while inner.directory_bytes > self.directory_bytes_max {
-            let Some(oldest) = inner.directory_order.front().copied() else { break };
-            inner.forget_directory(oldest);
+        if !watch.is_broken() {
+            inner.directories.keep(ino, names);
         }
     }
 
@@ -265,7 +232,7 @@ impl Cache {
             inner.records.remove(key);
             if let Key::Entry(parent, _) = key {
                 inner.break_watches(*parent);
-                inner.forget_directory(*parent);
+                inner.directories.forget(*parent);
             }
         }
     }
@@ -299,8 +266,6 @@ impl Cache {
         inner.floors.clear();
         inner.floor = 0;
         inner.directories.clear();
-        inner.directory_order.clear();
-        inner.directory_bytes = 0;
         for (_, watches) in inner.watches.drain() {
             break_all(&watches);
         }
@@ -328,8 +293,8 @@ impl Inner {
         if let Some(known) = self.pending.get(&key) {
             return Some(as_entry(known));
         }
-        if let Some(directory) = self.directories.get(&parent) {
-            return Some(directory.names.get(name).copied());
+        if let Some(entry) = self.directories.entry(parent, name) {
+            return Some(entry);
         }
         self.records.get(&key).map(|cached| as_entry(&cached.record))
     }
@@ -438,27 +403,20 @@ impl Inner {
         }
     }
 
-    fn forget_directory(&mut self, ino: Ino) {
-        if let Some(directory) = self.directories.remove(&ino) {
-            self.directory_bytes -= directory.bytes;
-            self.directory_order.retain(|other| *other != ino);
-        }
-    }
-
-    /// Our own change to a directory that is known whole.
-    fn patch(&mut self, parent: Ino, name: &Name, entry: Option<Entry>) {
-        let Some(directory) = self.directories.get_mut(&parent) else { return };
-        let bytes = name.as_bytes().len() + 80;
-        let before = match entry {
-            Some(entry) => directory.names.insert(name.clone(), entry),
-            None => directory.names.remove(name),
-        };
-        if entry.is_some() && before.is_none() {
-            directory.bytes += bytes;
-            self.directory_bytes += bytes;
-        } else if entry.is_none() && before.is_some() {
-            directory.bytes -= bytes;
-            self.directory_bytes -= bytes;
+    /// What our own change of a record says of the directories that are known whole.
+    fn patch(&mut self, key: &Key, record: Option<&Record>) {
+        match (key, record) {
+            (Key::Entry(parent, name), Some(Record::Entry(entry))) => {
+                self.directories.patch(*parent, name, Some(*entry));
+            }
+            (Key::Entry(parent, name), _) => self.directories.patch(*parent, name, None),
+            (Key::Inode(ino), Some(Record::Inode(inode)))
+                if inode.kind == Kind::Directory && inode.entries == 0 =>
+            {
+                self.directories.keep_empty(*ino);
+            }
+            (Key::Inode(ino), None) => self.directories.forget(*ino),
+            _ => {}
         }
     }
 }
@@ -486,17 +444,13 @@ impl Request<'_> {
         let current = inner.generation == self.generation;
         let mut changed = HashSet::new();
         for (key, record) in records {
-            if let Key::Entry(parent, name) = &key {
+            if let Key::Entry(parent, _) = &key {
                 changed.insert(*parent);
-                let entry = match &record {
-                    Some(Record::Entry(entry)) => Some(*entry),
-                    _ => None,
-                };
-                if current && inner.floor(&key) <= version {
-                    inner.patch(*parent, name, entry);
-                } else {
-                    inner.forget_directory(*parent);
-                }
+            }
+            if current && inner.floor(&key) <= version {
+                inner.patch(&key, record.as_ref());
+            } else if let Key::Entry(parent, _) = &key {
+                inner.directories.forget(*parent);
             }
             if current {
                 inner.insert(key.clone(), version, record.map(Arc::new));

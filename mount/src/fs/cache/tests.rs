@@ -2,9 +2,11 @@
 
 use super::Cache;
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use tandemfs::clock::Time;
 use tandemfs::id::Ino;
 use tandemfs::name::Name;
-use tandemfs::tree::{Entry, Key, Kind, Record, Usage};
+use tandemfs::tree::{Entry, Inode, Key, Kind, Record, Usage, new_root};
 
 fn usage(bytes: u64) -> Option<Record> {
     Some(Record::Usage(Usage { bytes, ..Usage::default() }))
@@ -84,4 +86,35 @@ fn a_directory_is_kept_whole_until_somebody_changes_it() {
     cache.drop_keys(4, &[Key::Entry(Ino(1), name("c"))]);
     cache.keep_directory(Ino(1), &watch, BTreeMap::new());
     assert_eq!(cache.entry(Ino(1), &name("a")), None, "a listing that was changed meanwhile is not kept");
+}
+
+/// A directory that says that it has so many names.
+fn directory(entries: u64) -> Record {
+    Record::Inode(Box::new(Inode { entries, ..new_root(Time::default(), 0, 0) }))
+}
+
+#[test]
+fn a_directory_that_was_made_here_is_known_whole() {
+    let cache = Cache::new(1 << 20);
+    let (ino, name) = (Ino(9), Name::new("a").unwrap());
+    cache.begin().accept_change(2, [(Key::Inode(ino), Some(directory(1)))]);
+    assert_eq!(cache.entry(ino, &name), None, "it has a name, which is not known");
+    let change = cache.begin();
+    cache.drop_keys(4, &[Key::Entry(ino, name.clone()), Key::Inode(ino)]);
+    change.accept_change(3, [(Key::Inode(ino), Some(directory(0)))]);
+    assert_eq!(cache.entry(ino, &name), None, "somebody else was later");
+    cache.begin().accept_change(5, [(Key::Inode(ino), Some(directory(0)))]);
+    assert_eq!(cache.entry(ino, &name), Some(None));
+    cache.begin().accept_change(6, [(Key::Inode(ino), None)]);
+    assert_eq!(cache.entry(ino, &name), None, "it has gone");
+}
+
+#[test]
+fn no_more_directories_are_known_than_there_is_memory_for() {
+    let cache = Cache::new(64 << 10);
+    for number in 0..10_000 {
+        cache.change(number, &BTreeMap::from([(Key::Inode(Ino(number)), Some(Arc::new(directory(0))))]));
+    }
+    let known = (0..10_000).filter(|number| cache.names(Ino(*number), None, 1).is_some()).count();
+    assert!((10..=200).contains(&known), "{known}");
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tandemfs::ErrorKind;
 use tandemfs::id::Ino;
-use tandemfs::tree::{Key, Record, RenameMode};
+use tandemfs::tree::{Key, NewNode, Record, RenameMode};
 use tokio::time::{sleep, timeout};
 
 use super::fake::Daemon;
@@ -154,4 +154,21 @@ async fn what_was_not_sent_is_lost_with_the_session_and_fsync_says_so() {
     fs.release(handle).await;
     fs.stop().await.unwrap();
     assert!(daemon.record(&Key::Entry(Ino::ROOT, tandemfs::name::Name::new("new").unwrap())).is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_a_directory_that_was_made_here_no_name_is_asked_for() {
+    let daemon = Arc::new(Daemon::default());
+    let fs = alone(&daemon).await;
+    let directory = fs.make(ROOT, Ino::ROOT, b"d", NewNode::Directory, 0o755.into()).await.unwrap().inode.ino;
+    let before = daemon.reads.load(Ordering::SeqCst);
+    for number in 0..20 {
+        let name = format!("f{number}").into_bytes();
+        assert_eq!(fs.lookup(directory, &name).await.unwrap_err().kind(), ErrorKind::NotFound);
+        fs.create(ROOT, directory, &name, 0o644.into(), libc::O_EXCL).await.unwrap();
+        sleep(SENT).await;
+    }
+    assert_eq!(list(&fs, directory, false).await.len(), 2 + 20);
+    assert_eq!(daemon.reads.load(Ordering::SeqCst), before);
+    fs.stop().await.unwrap();
 }
