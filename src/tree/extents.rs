@@ -73,28 +73,49 @@ pub fn seams(chunk: &Chunk) -> usize {
     chunk.0.windows(2).filter(is_seam).count()
 }
 
-/// The extents of a chunk when the data of its pieces lie in one block, one behind another; and how many of them name that.
-pub(super) fn joined(extents: &[Extent], block: BlockId) -> (Vec<Extent>, i64) {
+/// The extents of a chunk when what is left in it of some pieces that it had lies in one block, in which the data of all those pieces lie one behind
+/// another; and what that did to its references.
+pub(super) fn joined(extents: &[Extent], pieces: &[Extent], block: BlockId) -> (Vec<Extent>, Delta) {
+    let places: Vec<(Extent, u32)> = pieces
+        .iter()
+        .filter(|piece| is_piece(piece))
+        .scan(0, |offset: &mut u32, piece| {
+            let place = (*piece, *offset);
+            *offset = offset.checked_add(piece.length)?;
+            Some(place)
+        })
+        .collect();
     let mut joined: Vec<Extent> = Vec::new();
-    let (mut offset, mut count) = (0, 0);
-    let mut is_after_piece = false;
+    let mut delta = Delta::default();
+    // So that an extent that names the block already stays one of its own, with its own reference.
+    let mut is_after_joined = false;
     for extent in extents {
-        let Extent { start, length, .. } = *extent;
-        let is_piece = is_piece(extent);
-        match joined.last_mut() {
-            Some(previous) if is_piece && is_after_piece && previous.end() == start => {
-                previous.length += length;
+        let after = places.partition_point(|(piece, _)| piece.start <= extent.start);
+        let place =
+            after.checked_sub(1).map(|last| places[last]).filter(|(piece, _)| is_part_of(extent, piece));
+        let new = match place {
+            Some((piece, offset)) => {
+                Extent { block, offset: offset + (extent.start - piece.start), ..*extent }
             }
-            _ if is_piece => {
-                joined.push(Extent { start, length, block, offset });
-                count += 1;
+            None => *extent,
+        };
+        let goes_on = is_after_joined && place.is_some();
+        match joined.last_mut().filter(|previous| goes_on && self::goes_on(previous, &new)) {
+            Some(previous) => previous.length += new.length,
+            None => {
+                joined.push(new);
+                delta.added.extend(place.map(|_| new));
             }
-            _ => joined.push(*extent),
         }
-        offset += if is_piece { length } else { 0 };
-        is_after_piece = is_piece;
+        delta.removed.extend(place.map(|_| *extent));
+        is_after_joined = place.is_some();
     }
-    (joined, count)
+    (joined, delta)
+}
+
+/// Whether an extent is a piece, or what is left of it where it was.
+fn is_part_of(extent: &Extent, piece: &Extent) -> bool {
+    extent.end() <= piece.end() && cut(piece, extent.start..extent.end()) == *extent
 }
 
 /// What a change did to a chunk's extents.
@@ -185,7 +206,7 @@ fn goes_on(extent: &Extent, next: &Extent) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{PIECE_MAX, Piece, extents_in, joined, overlay, punch, seams, truncate};
+    use super::{Delta, PIECE_MAX, Piece, extents_in, joined, overlay, punch, seams, truncate};
     use crate::id::BlockId;
     use crate::tree::{Chunk, Extent};
     use proptest::collection::vec;
@@ -268,8 +289,9 @@ mod tests {
             extent(32, 1, 1, 0),
         ]);
         assert_eq!(seams(&chunk), 3);
-        let (after, count) = joined(&chunk.0, BlockId([9; 32]));
-        assert_eq!((after.as_slice(), count), (&[extent(5, 15, 9, 0), extent(30, 3, 9, 15)][..], 2));
+        let (after, delta) = joined(&chunk.0, &chunk.0, BlockId([9; 32]));
+        assert_eq!(after, [extent(5, 15, 9, 0), extent(30, 3, 9, 15)]);
+        assert_eq!((delta.added.len(), delta.removed.len()), (2, 5));
         assert_eq!(seams(&Chunk(after)), 0);
     }
 
@@ -285,9 +307,31 @@ mod tests {
             extent(end + 1, 2, 4, 0),
         ]);
         assert_eq!(seams(&chunk), 2);
-        let (after, count) = joined(&chunk.0, BlockId([9; 32]));
-        assert_eq!((after.as_slice(), count), (&[extent(0, 10, 9, 0), large, extent(end, 3, 9, 10)][..], 2));
+        let (after, delta) = joined(&chunk.0, &chunk.0, BlockId([9; 32]));
+        assert_eq!(after, [extent(0, 10, 9, 0), large, extent(end, 3, 9, 10)]);
+        assert_eq!((delta.added.len(), delta.removed.len()), (2, 4));
         assert_eq!(seams(&Chunk(after)), 0);
+    }
+
+    #[test]
+    fn joining_moves_what_is_left_of_the_pieces() {
+        let pieces = [extent(0, 10, 1, 0), extent(10, 10, 2, 5), extent(20, 10, 1, 0), extent(40, 9, 3, 0)];
+        // Written since: one over a seam, one in a hole, one that is as long as what was there, one that moved a piece's bytes.
+        let now = [
+            extent(0, 8, 1, 0),
+            extent(8, 4, 7, 0),
+            extent(12, 8, 2, 7),
+            extent(20, 10, 1, 0),
+            extent(30, 2, 7, 0),
+            extent(40, 9, 3, 1),
+        ];
+        let (after, delta) = joined(&now, &pieces, BlockId([9; 32]));
+        let (left, right) = (extent(0, 8, 9, 0), extent(12, 18, 9, 12));
+        assert_eq!(after, [left, extent(8, 4, 7, 0), right, extent(30, 2, 7, 0), extent(40, 9, 3, 1)]);
+        assert_eq!(
+            delta,
+            Delta { added: vec![left, extent(12, 8, 9, 12)], removed: vec![now[0], now[2], now[3]] }
+        );
     }
 
     /// What a byte of a chunk is: `None` in a hole, else block and offset.
@@ -305,7 +349,39 @@ mod tests {
             .collect()
     }
 
+    /// Lays extents over one another as a file's writes do.
+    fn lay(extents: &mut Vec<Extent>, steps: &[(u32, u32, u8, u32)]) {
+        for (start, length, block, offset) in steps {
+            overlay(extents, extent(*start, (*length).min(LENGTH - start), *block, *offset));
+        }
+    }
+
     proptest! {
+        #[test]
+        fn joining_leaves_every_byte_as_it_was(
+            before in vec((0..LENGTH, 1..LENGTH, 0u8..4, 0u32..20), 1..20),
+            meanwhile in vec((0..LENGTH, 1..LENGTH / 4, 0u8..5, 0u32..20), 0..8),
+        ) {
+            const BLOCK: u8 = 9;
+            let mut pieces = Vec::new();
+            lay(&mut pieces, &before);
+            let mut extents = pieces.clone();
+            lay(&mut extents, &meanwhile);
+            let (after, delta) = joined(&extents, &pieces, BlockId([BLOCK; 32]));
+            let in_block: Vec<Byte> = bytes_of(&pieces, 0, LENGTH).into_iter().filter(Option::is_some).collect();
+            let found = bytes_of(&after, 0, LENGTH).into_iter().map(|byte| match byte {
+                Some((BLOCK, offset)) => in_block[offset as usize],
+                other => other,
+            });
+            prop_assert_eq!(found.collect::<Vec<_>>(), bytes_of(&extents, 0, LENGTH));
+            prop_assert!(seams(&Chunk(after.clone())) <= seams(&Chunk(extents.clone())));
+            let mut counted: Vec<Extent> =
+                extents.into_iter().filter(|extent| !delta.removed.contains(extent)).collect();
+            counted.extend(&delta.added);
+            prop_assert_eq!(counted.len(), after.len());
+            prop_assert!(meanwhile.len() > 0 || seams(&Chunk(after)) == 0);
+        }
+
         #[test]
         fn extents_are_as_bytes_would_be(
             steps in vec((0..LENGTH, 1..LENGTH, 0u8..3, 0u32..20, any::<bool>()).prop_map(

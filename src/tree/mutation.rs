@@ -281,14 +281,14 @@ pub enum Mutation {
         /// When.
         time: Time,
     },
-    /// The pieces of a part of a file lie in one block from now on; the content is the same. Only the daemon does this. Refused when the part
-    /// has changed meanwhile.
+    /// The pieces of a part of a file lie in one block from now on, where they have not been overwritten meanwhile; the content is the same. Only
+    /// the daemon does this. Refused when too little of the pieces is left to win anything.
     Join {
         /// The file.
         ino: Ino,
         /// Which of its chunks.
         number: u64,
-        /// The chunk's extents. The data of those that [are pieces](super::is_piece) were put behind one another.
+        /// The extents that the chunk had. The data of those that [are pieces](super::is_piece) were put behind one another.
         extents: Vec<Extent>,
         /// The block that the data are in now.
         #[schema(value_type = String)]

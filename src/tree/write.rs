@@ -117,25 +117,25 @@ pub(super) fn punch_hole(
     Ok(())
 }
 
-/// Names one block instead of the many of a chunk's pieces. Nothing else of the file changes.
+/// Names one block instead of the many of some pieces, where they are still as they were. Nothing else of the file changes.
 ///
 /// # Errors
-/// `Stale` when the chunk has other extents by now, or none to join.
+/// `Stale` when it would leave no fewer seams: the pieces are not there any more.
 pub(super) fn join(
     set: &mut WorkingSet,
     (ino, number): (Ino, u64),
-    before: &[Extent],
+    pieces: &[Extent],
     block: BlockId,
 ) -> Outcome<()> {
-    let (after, count) = extents::joined(before, block);
-    if count == 0 || set.chunk(ino, number)?.0 != before {
+    let before = set.chunk(ino, number)?;
+    let (after, delta) = extents::joined(&before.0, pieces, block);
+    let after = Chunk(after);
+    if extents::seams(&after) >= extents::seams(&before) {
         return Err(Error::stale(format!("part {number} of inode {ino}")).into());
     }
-    for piece in before.iter().filter(|extent| extents::is_piece(extent)) {
-        set.refer(piece.block, -1);
-    }
-    set.refer(block, count);
-    set.put_chunk(ino, number, Chunk(after));
+    delta.removed.iter().for_each(|extent| set.refer(extent.block, -1));
+    delta.added.iter().for_each(|extent| set.refer(extent.block, 1));
+    set.put_chunk(ino, number, after);
     Ok(())
 }
 

@@ -101,7 +101,7 @@ impl Volume {
         self.shared.audience.is_kept(self.id)
     }
 
-    /// Joins a part of a file, unless it cannot be read or changes meanwhile.
+    /// Joins a part of a file, unless it cannot be read or nothing of it is left meanwhile.
     async fn try_join(self: &Arc<Self>, ino: Ino, number: u64, many: usize) -> Result<bool> {
         match self.join(ino, number, many).await {
             Err(error) if is_about_one(error.kind()) => {
@@ -112,7 +112,7 @@ impl Volume {
         }
     }
 
-    /// Puts the pieces of a part of a file into one block, and names that instead of the many, if the part is still the same then.
+    /// Puts the pieces of a part of a file into one block, and names that instead of the many, where they are still as they were then.
     async fn join(self: &Arc<Self>, ino: Ino, number: u64, many: usize) -> Result<bool> {
         let record = {
             let state = self.lock_live().await?;

@@ -173,12 +173,26 @@ fn joining_changes_where_the_content_lies_and_nothing_else() {
     let extents = store.chunk(F, 0).0;
     let join =
         |extents: &[Extent]| Mutation::Join { ino: F, number: 0, extents: extents.to_vec(), block: block(3) };
-    for stale in [&extents[..2], &[]] {
-        assert_eq!(store.apply(&join(stale)), Err(ErrorKind::Stale));
+    for of_no_use in [&extents[..1], &[]] {
+        assert_eq!(store.apply(&join(of_no_use)), Err(ErrorKind::Stale));
     }
     assert_eq!(store.apply(&join(&extents)), Ok(()));
     assert_eq!(store.chunk(F, 0).0, [Extent { start: 0, length: 100, block: block(3), offset: 0 }]);
     assert_eq!((store.references.get(&block(1)), store.references.get(&block(2))), (None, None));
     assert_eq!((store.references[&block(3)], store.inode(F), store.usage()), (1, &inode, usage));
     assert_eq!(store.apply(&join(&extents)), Err(ErrorKind::Stale));
+}
+
+#[test]
+fn joining_leaves_what_was_written_meanwhile() {
+    let mut store = store();
+    let pieces: Vec<_> = (0..10).map(|n| written(n * 10, 10, 1 + (n % 2) as u8, 0)).collect();
+    assert_eq!(store.apply(&write(2, &pieces)), Ok(()));
+    let extents = store.chunk(F, 0).0;
+    assert_eq!(store.apply(&write(2, &[written(35, 10, 4, 0), written(95, 20, 4, 0)])), Ok(()));
+    let join = Mutation::Join { ino: F, number: 0, extents, block: block(3) };
+    assert_eq!(store.apply(&join), Ok(()));
+    let at = |start, length, number, offset| Extent { start, length, block: block(number), offset };
+    assert_eq!(store.chunk(F, 0).0, [at(0, 35, 3, 0), at(35, 10, 4, 0), at(45, 50, 3, 45), at(95, 20, 4, 0)]);
+    assert_eq!(store.references, [(block(3), 2), (block(4), 2)].into());
 }

@@ -18,7 +18,7 @@ const USUAL_BYTES: usize = 1_000;
 
 /// The directories. Those that have not been used for long are forgotten.
 #[derive(Debug)]
-pub struct Directories {
+pub(super) struct Directories {
     whole: Lru<Ino, Directory, Weigh>,
 }
 
@@ -45,37 +45,37 @@ fn name_bytes(name: &Name) -> usize {
 
 impl Directories {
     /// None, of about so many bytes.
-    pub fn new(bytes: usize) -> Self {
+    pub(super) fn new(bytes: usize) -> Self {
         Self { whole: Lru::with_weighter((bytes / USUAL_BYTES).max(16), bytes as u64, Weigh) }
     }
 
     /// What a name leads to; `None` when not all names of the directory are known.
-    pub fn entry(&self, parent: Ino, name: &Name) -> Option<Option<Entry>> {
+    pub(super) fn entry(&self, parent: Ino, name: &Name) -> Option<Option<Entry>> {
         Some(self.whole.get(&parent)?.names.get(name).copied())
     }
 
     /// At most `limit` names after one, if all are known.
-    pub fn names(&self, ino: Ino, after: Option<&Name>, limit: usize) -> Option<Vec<(Name, Entry)>> {
+    pub(super) fn names(&self, ino: Ino, after: Option<&Name>, limit: usize) -> Option<Vec<(Name, Entry)>> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let names = self.whole.get(&ino)?.names.range((from, Bound::Unbounded));
         Some(names.take(limit).map(|(name, entry)| (name.clone(), *entry)).collect())
     }
 
     /// Keeps all names of a directory; one that is too large is not kept.
-    pub fn keep(&mut self, ino: Ino, names: BTreeMap<Name, Entry>) {
+    pub(super) fn keep(&mut self, ino: Ino, names: BTreeMap<Name, Entry>) {
         let bytes = names.keys().map(name_bytes).sum();
         self.whole.insert(ino, Directory { names, bytes });
     }
 
     /// A directory has no names: it was made just now, or its last name has gone.
-    pub fn keep_empty(&mut self, ino: Ino) {
+    pub(super) fn keep_empty(&mut self, ino: Ino) {
         if !self.whole.contains_key(&ino) {
             self.whole.insert(ino, Directory::default());
         }
     }
 
     /// A name of a directory leads there now, or nowhere. Nothing to do when not all of its names are known.
-    pub fn patch(&mut self, parent: Ino, name: &Name, entry: Option<Entry>) {
+    pub(super) fn patch(&mut self, parent: Ino, name: &Name, entry: Option<Entry>) {
         let Some(mut directory) = self.whole.get_mut(&parent) else { return };
         let before = match entry {
             Some(entry) => directory.names.insert(name.clone(), entry),
@@ -89,12 +89,12 @@ impl Directories {
     }
 
     /// Forgets a directory.
-    pub fn forget(&mut self, ino: Ino) {
+    pub(super) fn forget(&mut self, ino: Ino) {
         self.whole.remove(&ino);
     }
 
     /// Forgets all.
-    pub fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.whole.clear();
     }
 }
