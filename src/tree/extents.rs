@@ -379,7 +379,7 @@ mod tests {
                 extents.into_iter().filter(|extent| !delta.removed.contains(extent)).collect();
             counted.extend(&delta.added);
             prop_assert_eq!(counted.len(), after.len());
-            prop_assert!(meanwhile.len() > 0 || seams(&Chunk(after)) == 0);
+            prop_assert!(!meanwhile.is_empty() || seams(&Chunk(after)) == 0);
         }
 
         #[test]
