@@ -14,6 +14,8 @@ class Directory:
     """A directory of whatever file system it lies in; the workloads get an empty one below it."""
 
     cold = "the kernel's caches are dropped"
+    # The workloads that say something about it; all, if there are none.
+    workloads = ()
 
     def __init__(self, name, parent):
         self.name, self.parent, self.path = name, parent, None
@@ -94,8 +96,12 @@ class Bound(Mount):
 
     def start(self):
         super().start()
-        self.server = subprocess.Popen([self.programs["fuse-bound"], self.path], stdin=subprocess.PIPE, stderr=self.log())
+        self.server = subprocess.Popen([self.programs["fuse-bound"], self.path, *self.backing()], stdin=subprocess.PIPE, stderr=self.log())
         self.wait_mounted()
+
+    def backing(self):
+        """The directory for what is in files, if it is not to be in memory."""
+        return []
 
     def unmounted(self):
         """It goes on without a mount."""
@@ -109,6 +115,18 @@ class Bound(Mount):
         if self.server:
             self.server.stdin.close()
         super().stop()
+
+
+class Passthrough(Bound):
+    """The same, with the kernel reading and writing open files by itself, in a directory beside the local one."""
+
+    cold = "mounted anew and the kernel's caches dropped; its files come from the disk"
+    workloads = ("sequential", "random")
+
+    def backing(self):
+        path = os.path.join(self.home, "files")
+        os.mkdir(path)
+        return [path]
 
 
 class Tandem(Mount):

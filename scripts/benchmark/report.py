@@ -1,7 +1,7 @@
 """What was measured, as a table and as JSON. A ratio above 1 means: faster than what it is compared with."""
 import json, os, platform, statistics
 
-LOCAL, BOUND = "local", "bound"
+LOCAL, BOUND, PASSTHROUGH = "local", "bound", "passthrough"
 
 
 class Figures:

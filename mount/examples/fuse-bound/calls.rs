@@ -51,6 +51,11 @@ impl Filesystem for Bound {
             // A kernel that lacks one does without it.
             let _lacking = config.add_capabilities(capability);
         }
+        if self.passthrough.is_some() {
+            let without = |_| io::Error::from(io::ErrorKind::Unsupported);
+            config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).map_err(without)?;
+            config.set_max_stack_depth(1).map_err(|_| io::Error::from(io::ErrorKind::Unsupported))?;
+        }
         let _nearest = config.set_max_write(WRITE_MAX);
         let _nearest = config.set_max_background(64);
         Ok(())
@@ -73,9 +78,12 @@ impl Filesystem for Bound {
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        match self.read().inodes.get(&ino.0) {
-            Some(inode) => reply.attr(&FOREVER, &inode.attr),
-            None => reply.error(Errno::ENOENT),
+        match self.write().get(ino) {
+            Ok(inode) => {
+                inode.measure();
+                reply.attr(&FOREVER, &inode.attr);
+            }
+            Err(error) => reply.error(error),
         }
     }
 
@@ -136,13 +144,18 @@ impl Filesystem for Bound {
         _: u32,
         reply: ReplyEntry,
     ) {
+        let mut table = self.write();
         let (kind, content) = match mode & libc::S_IFMT {
-            libc::S_IFREG | 0 => (FileType::RegularFile, Content::File(Vec::new())),
-            libc::S_IFIFO => (FileType::NamedPipe, Content::Special),
-            libc::S_IFSOCK => (FileType::Socket, Content::Special),
+            libc::S_IFREG | 0 => (FileType::RegularFile, self.blank(&table)),
+            libc::S_IFIFO => (FileType::NamedPipe, Ok(Content::Special)),
+            libc::S_IFSOCK => (FileType::Socket, Ok(Content::Special)),
             _ => return reply.error(Errno::EPERM),
         };
-        entry(reply, self.write().make(request, (parent, name), kind, mode, content));
+        let content = match content {
+            Ok(content) => content,
+            Err(error) => return reply.error(error.into()),
+        };
+        entry(reply, table.make(request, (parent, name), kind, mode, content));
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, reply: ReplyEntry) {
@@ -195,12 +208,17 @@ impl Filesystem for Bound {
     }
 
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let mut table = self.write();
         if flags.0 & libc::O_TRUNC != 0
-            && let Err(error) = self.write().get(ino).and_then(|inode| inode.resize(0))
+            && let Err(error) = table.get(ino).and_then(|inode| inode.resize(0))
         {
             return reply.error(error);
         }
-        reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
+        match table.get(ino).and_then(|inode| self.pass(inode, |file| reply.open_backing(file))) {
+            Ok(Some(backing)) => reply.opened_passthrough(FileHandle(0), FopenFlags::empty(), &backing),
+            Ok(None) => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
+            Err(error) => reply.error(error),
+        }
     }
 
     fn create(
@@ -213,11 +231,18 @@ impl Filesystem for Bound {
         _: i32,
         reply: ReplyCreate,
     ) {
-        let content = Content::File(Vec::new());
-        match self.write().make(request, (parent, name), FileType::RegularFile, mode, content) {
-            Ok(attr) => {
-                let (handle, flags) = (FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
-                reply.created(&FOREVER, &attr, Generation(0), handle, flags);
+        let mut table = self.write();
+        let made = self.blank(&table).map_err(Errno::from).and_then(|content| {
+            let attr = table.make(request, (parent, name), FileType::RegularFile, mode, content)?;
+            Ok((attr, self.pass(table.get(attr.ino)?, |file| reply.open_backing(file))?))
+        });
+        let (generation, handle) = (Generation(0), FileHandle(0));
+        match made {
+            Ok((attr, Some(backing))) => {
+                reply.created_passthrough(&FOREVER, &attr, generation, handle, FopenFlags::empty(), &backing);
+            }
+            Ok((attr, None)) => {
+                reply.created(&FOREVER, &attr, generation, handle, FopenFlags::FOPEN_KEEP_CACHE);
             }
             Err(error) => reply.error(error),
         }
@@ -274,8 +299,28 @@ impl Filesystem for Bound {
         reply.ok();
     }
 
-    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+    fn release(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        if let Some(passthrough) = &self.passthrough {
+            passthrough.closed(ino);
+        }
         reply.ok();
+    }
+
+    /// What is in memory has nothing to sync.
+    fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        match self.read().inodes.get(&ino.0).map(|inode| &inode.content) {
+            Some(Content::Backed(backed)) => empty(reply, backed.sync().map_err(Errno::from)),
+            _ => reply.ok(),
+        }
     }
 
     fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {

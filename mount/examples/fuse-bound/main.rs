@@ -3,29 +3,35 @@
 //! measures it beside the real one, whose session (threads, capabilities, sizes, read-ahead) it has.
 //!
 //! `fuse-bound DIRECTORY` serves until it is unmounted. Each line on its standard input then mounts the same files again; its end ends it.
+//! With a second directory, which is to be empty, what is in files lies there, and the kernel reads and writes it by itself.
 
 mod calls;
+mod passthrough;
 mod table;
 
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use fuser::{Config, MountOption, Session, SessionACL};
+use fuser::{BackingId, Config, Errno, MountOption, Session, SessionACL};
 use tandem_mount::read_ahead;
 
-use table::Table;
+use passthrough::Passthrough;
+use table::{Content, Inode, Table};
 
 /// Threads that take in the kernel's calls.
 const THREADS: usize = 4;
 
 fn main() -> io::Result<()> {
-    let Some(directory) = std::env::args_os().nth(1).map(PathBuf::from) else {
-        eprintln!("usage: fuse-bound DIRECTORY");
+    let mut arguments = std::env::args_os().skip(1).map(PathBuf::from);
+    let Some(directory) = arguments.next() else {
+        eprintln!("usage: fuse-bound DIRECTORY [DIRECTORY FOR WHAT IS IN FILES]");
         std::process::exit(1);
     };
-    let bound = Bound(Arc::new(RwLock::new(Table::new())));
+    let passthrough = arguments.next().map(|directory| Arc::new(Passthrough::new(&directory)));
+    let bound = Bound { table: Arc::new(RwLock::new(Table::new())), passthrough };
     bound.serve(&directory)?;
     for _line in io::stdin().lines() {
         bound.serve(&directory)?;
@@ -35,7 +41,10 @@ fn main() -> io::Result<()> {
 
 /// The file system as fuser wants it; its copies share the files.
 #[derive(Clone)]
-struct Bound(Arc<RwLock<Table>>);
+struct Bound {
+    table: Arc<RwLock<Table>>,
+    passthrough: Option<Arc<Passthrough>>,
+}
 
 impl Bound {
     /// Mounts, and serves until it is unmounted.
@@ -59,10 +68,32 @@ impl Bound {
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Table> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, Table> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+        self.table.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a new file has in it.
+    fn blank(&self, table: &Table) -> io::Result<Content> {
+        match &self.passthrough {
+            Some(passthrough) => Ok(Content::Backed(passthrough.make(table.next())?)),
+            None => Ok(Content::File(Vec::new())),
+        }
+    }
+
+    /// Has the kernel read and write an open file by itself, if that is how files are kept.
+    fn pass(
+        &self,
+        inode: &Inode,
+        register: impl FnOnce(&File) -> io::Result<BackingId>,
+    ) -> Result<Option<Arc<BackingId>>, Errno> {
+        match (&self.passthrough, &inode.content) {
+            (Some(passthrough), Content::Backed(backed)) => {
+                passthrough.opened(inode.attr.ino, backed, register).map(Some)
+            }
+            _ => Ok(None),
+        }
     }
 }

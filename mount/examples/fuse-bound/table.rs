@@ -7,6 +7,8 @@ use std::time::SystemTime;
 use fuser::{Errno, FileAttr, FileType, INodeNo, Request};
 use tandemfs::clock::{Clock, SystemClock};
 
+use crate::passthrough::Backed;
+
 pub(crate) fn now() -> SystemTime {
     SystemClock.now().to_system()
 }
@@ -26,6 +28,8 @@ pub(crate) struct Inode {
 
 pub(crate) enum Content {
     File(Vec<u8>),
+    /// Of a file that the kernel reads and writes by itself.
+    Backed(Backed),
     Directory(Directory),
     Symlink(Vec<u8>),
     Special,
@@ -66,18 +70,28 @@ impl Inode {
     }
 
     pub(crate) fn resize(&mut self, size: u64) -> Result<(), Errno> {
-        let Content::File(data) = &mut self.content else { return Err(Errno::EINVAL) };
-        data.resize(size as usize, 0);
+        match &mut self.content {
+            Content::File(data) => data.resize(size as usize, 0),
+            Content::Backed(backed) => backed.resize(size)?,
+            _ => return Err(Errno::EINVAL),
+        }
         self.sized();
         Ok(())
     }
 
+    /// Brings the size up to date with what was written, by the kernel itself perhaps.
+    pub(crate) fn measure(&mut self) {
+        self.attr.size = match &self.content {
+            Content::File(data) => data.len() as u64,
+            Content::Backed(backed) => backed.size().unwrap_or(self.attr.size),
+            _ => return,
+        };
+        self.attr.blocks = self.attr.size.div_ceil(512);
+    }
+
     /// Brings size and times up to date with what was written.
     pub(crate) fn sized(&mut self) {
-        if let Content::File(data) = &self.content {
-            self.attr.size = data.len() as u64;
-            self.attr.blocks = self.attr.size.div_ceil(512);
-        }
+        self.measure();
         self.attr.mtime = now();
         self.attr.ctime = self.attr.mtime;
     }
@@ -88,6 +102,11 @@ impl Table {
         let mut table = Self { inodes: HashMap::new(), next: INodeNo::ROOT.0 };
         table.add(FileType::Directory, 0o755, (0, 0), Content::Directory(Directory::default()));
         table
+    }
+
+    /// The number of the inode that is made next.
+    pub(crate) fn next(&self) -> u64 {
+        self.next
     }
 
     pub(crate) fn get(&mut self, ino: INodeNo) -> Result<&mut Inode, Errno> {
@@ -122,6 +141,7 @@ impl Table {
     pub(crate) fn tell(&mut self, ino: u64) -> Result<FileAttr, Errno> {
         let inode = self.get(INodeNo(ino))?;
         inode.lookups += 1;
+        inode.measure();
         Ok(inode.attr)
     }
 
