@@ -20,6 +20,7 @@
 //! Bodies are JSON or, by `Content-Type` and `Accept`, the compact encoding of [`crate::codec`]. Answers to batches, reads and
 //! delegations carry [`LAST_EVENT`](super::LAST_EVENT), refusals as well.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
@@ -27,8 +28,8 @@ use url::{Host, Url};
 use utoipa::ToSchema;
 
 use crate::id::{BlockId, Ino, SessionId, VolumeId, VolumeKey};
-use crate::name::TextOrBytes;
-use crate::tree::{Key, Mutation, Record, Usage, Want};
+use crate::name::{Name, TextOrBytes};
+use crate::tree::{Entry, Key, Mutation, Record, Usage, Want};
 
 /// The most mutations in one batch.
 pub const BATCH_MUTATIONS_MAX: usize = 4096;
@@ -240,6 +241,17 @@ pub struct Answer {
     pub records: Vec<(Key, Option<Record>)>,
     /// Whether a range was given whole. If not, go on after the last record.
     pub complete: bool,
+}
+
+impl Answer {
+    /// The names that are in it, and what they lead to: those of a directory, if that was asked for.
+    pub fn into_names(self) -> BTreeMap<Name, Entry> {
+        let entry_of = |(key, record)| match (key, record) {
+            (Key::Entry(_, name), Some(Record::Entry(entry))) => Some((name, entry)),
+            _ => None,
+        };
+        self.records.into_iter().filter_map(entry_of).collect()
+    }
 }
 
 /// Asks for whole blocks, most of which are small.

@@ -1,11 +1,11 @@
 //! Reading ahead of who walks through a tree: directories, with what their names lead to, and the content of small files. Many come with one
 //! request, while the program is still busy with those before.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tandemfs::api::fs::BLOCKS_BYTES_MAX;
+use tandemfs::api::fs::{Answer, BLOCKS_BYTES_MAX};
 use tandemfs::id::Ino;
 use tandemfs::name::Name;
 use tandemfs::tree::{Entry, Inode, Key, Kind, Record, Want};
@@ -162,14 +162,8 @@ impl Ahead {
         let limit = u32::try_from(*count).unwrap_or(u32::MAX);
         let want = Want::Directory { ino: *directory, after: Some(after.clone()), limit };
         let Ok(reply) = self.session.read(vec![want]).await else { return Vec::new() };
-        let records = reply.answers.into_iter().flat_map(|answer| answer.records);
-        let entries = records.filter_map(|(key, record)| match (key, record) {
-            (Key::Entry(_, name), Some(Record::Entry(entry))) if entry.kind == Kind::File => {
-                Some((name, entry))
-            }
-            _ => None,
-        });
-        entries.collect()
+        let names = reply.answers.into_iter().flat_map(Answer::into_names);
+        names.filter(|(_, entry)| entry.kind == Kind::File).collect()
     }
 
     /// Those of some files that are small and whose content is not known, up to what fits into one request; notes how far that is.
@@ -200,12 +194,7 @@ impl Ahead {
         let Ok(reply) = self.session.read(directories.iter().map(want).collect()).await else { return };
         for ((ino, watch), answer) in directories.iter().zip(watches).zip(reply.answers) {
             if answer.complete {
-                let names = answer.records.into_iter().filter_map(|(key, record)| match (key, record) {
-                    (Key::Entry(_, name), Some(Record::Entry(entry))) => Some((name, entry)),
-                    _ => None,
-                });
-                let names: BTreeMap<Name, Entry> = names.collect();
-                cache.keep_directory(*ino, &watch, names);
+                cache.keep_directory(*ino, &watch, answer.into_names());
             }
         }
     }

@@ -6,7 +6,7 @@
 //!
 //! What was done under the lease and is not committed yet lies over all that (`lease/pending.rs`).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -24,6 +24,8 @@ mod directories;
 
 /// More floors than this are folded into one for all keys.
 const FLOORS_MAX: usize = 65_536;
+/// So many changes of a directory are laid over a listing of it that is under way.
+const OWN_MAX: usize = 1024;
 /// Of so many chunks at once it is found out whether they are known.
 const CHUNKS_MAX: u64 = 256;
 
@@ -77,16 +79,46 @@ impl Weighter<Key, Cached> for Weigh {
     }
 }
 
+/// What names lead to from then on, in the order in which they were changed.
+type Changes = Vec<(Name, Option<Entry>)>;
+
 /// Tells a listing whether its directory has changed since it began.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Watch {
     broken: AtomicBool,
+    /// What was done here since then; `None` when somebody else has changed the directory, or that was too much.
+    own: Mutex<Option<Changes>>,
 }
 
 impl Watch {
+    fn new() -> Self {
+        Self { broken: AtomicBool::new(false), own: Mutex::new(Some(Vec::new())) }
+    }
+
+    fn own(&self) -> MutexGuard<'_, Option<Changes>> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Whether names have come or gone.
     pub fn is_broken(&self) -> bool {
         self.broken.load(Ordering::Acquire)
+    }
+
+    /// A name was changed here. Answers whether there is more to be told.
+    fn note(&self, name: &Name, entry: Option<Entry>) -> bool {
+        self.broken.store(true, Ordering::Release);
+        let mut own = self.own();
+        match own.as_mut().filter(|own| own.len() < OWN_MAX) {
+            Some(changes) => changes.push((name.clone(), entry)),
+            None => *own = None,
+        }
+        own.is_some()
+    }
+
+    /// Somebody else has changed the directory.
+    fn end(&self) {
+        self.broken.store(true, Ordering::Release);
+        *self.own() = None;
     }
 }
 
@@ -159,9 +191,6 @@ impl Cache {
         for (key, record) in records {
             inner.pending.put(number, key.clone(), record.clone());
             inner.patch(key, record.as_deref());
-            if let Key::Entry(parent, _) = key {
-                inner.break_watches(*parent);
-            }
         }
     }
 
@@ -208,7 +237,7 @@ impl Cache {
 
     /// Watches a directory from now on.
     pub fn watch(&self, ino: Ino) -> Arc<Watch> {
-        let watch = Arc::new(Watch::default());
+        let watch = Arc::new(Watch::new());
         let mut inner = self.lock();
         let watches = inner.watches.entry(ino).or_default();
         watches.retain(|watch| watch.strong_count() > 0);
@@ -216,12 +245,17 @@ impl Cache {
         watch
     }
 
-    /// Keeps all names of a directory, unless they have changed since `watch` began.
-    pub fn keep_directory(&self, ino: Ino, watch: &Watch, names: BTreeMap<Name, Entry>) {
+    /// Keeps all names of a directory, with what was done here since `watch` began, unless somebody else has changed it since.
+    pub fn keep_directory(&self, ino: Ino, watch: &Watch, mut names: BTreeMap<Name, Entry>) {
         let mut inner = self.lock();
-        if !watch.is_broken() {
-            inner.directories.keep(ino, names);
+        let Some(own) = watch.own().clone() else { return };
+        for (name, entry) in own {
+            match entry {
+                Some(entry) => names.insert(name, entry),
+                None => names.remove(&name),
+            };
         }
+        inner.directories.keep(ino, names);
     }
 
     /// Somebody else changed these keys.
@@ -403,13 +437,22 @@ impl Inner {
         }
     }
 
-    /// What our own change of a record says of the directories that are known whole.
+    /// What our own change of a record says of the directories that are known whole, or are being listed.
     fn patch(&mut self, key: &Key, record: Option<&Record>) {
         match (key, record) {
-            (Key::Entry(parent, name), Some(Record::Entry(entry))) => {
-                self.directories.patch(*parent, name, Some(*entry));
+            (Key::Entry(parent, name), _) => {
+                let entry = match record {
+                    Some(Record::Entry(entry)) => Some(*entry),
+                    _ => None,
+                };
+                self.directories.patch(*parent, name, entry);
+                if let Some(watches) = self.watches.get_mut(parent) {
+                    watches.retain(|watch| watch.upgrade().is_some_and(|watch| watch.note(name, entry)));
+                    if watches.is_empty() {
+                        self.watches.remove(parent);
+                    }
+                }
             }
-            (Key::Entry(parent, name), _) => self.directories.patch(*parent, name, None),
             (Key::Inode(ino), Some(Record::Inode(inode)))
                 if inode.kind == Kind::Directory && inode.entries == 0 =>
             {
@@ -423,7 +466,7 @@ impl Inner {
 
 fn break_all(watches: &[Weak<Watch>]) {
     for watch in watches.iter().filter_map(Weak::upgrade) {
-        watch.broken.store(true, Ordering::Release);
+        watch.end();
     }
 }
 
@@ -442,15 +485,12 @@ impl Request<'_> {
     pub fn accept_change(self, version: u64, records: impl IntoIterator<Item = (Key, Option<Record>)>) {
         let mut inner = self.cache.lock();
         let current = inner.generation == self.generation;
-        let mut changed = HashSet::new();
         for (key, record) in records {
-            if let Key::Entry(parent, _) = &key {
-                changed.insert(*parent);
-            }
             if current && inner.floor(&key) <= version {
                 inner.patch(&key, record.as_ref());
             } else if let Key::Entry(parent, _) = &key {
                 inner.directories.forget(*parent);
+                inner.break_watches(*parent);
             }
             if current {
                 inner.insert(key.clone(), version, record.map(Arc::new));
@@ -459,9 +499,6 @@ impl Request<'_> {
                 inner.records.remove(&key);
             }
             inner.raise(&key, version);
-        }
-        for parent in changed {
-            inner.break_watches(parent);
         }
     }
 }

@@ -11,8 +11,9 @@ use tandemfs::tree::Want;
 const DIRECTORIES_MAX: usize = 64;
 /// Names come along after so many that were missed.
 const MISSES: u32 = 2;
-/// A directory comes whole when one name of so many was missed.
+/// A directory comes whole when one name of so many was missed; one that has more than so many names never does.
 const SHARE: u64 = 64;
+const WHOLE_MAX: u64 = 65_536;
 /// So many names come along at first.
 const WINDOW: u32 = 32;
 /// After so many windows in which the next name was not, nothing comes along for so many misses.
@@ -39,8 +40,8 @@ impl Misses {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A name is not known, of a directory of so many entries if that is known. Answers what had better be asked for with it: all of the
-    /// directory, or the names from it on.
+    /// A name is not known, of a directory of so many entries if that is known. Answers what had better be asked for with it: the directory from
+    /// its first name on, of which all is to be read, or the names from this one on.
     pub(super) fn note(&self, directory: Ino, entries: Option<u64>, name: &Name) -> Option<Want> {
         let mut misses = self.lock();
         let mut miss = match misses.iter().position(|miss| miss.directory == directory) {
@@ -48,12 +49,13 @@ impl Misses {
             None => Miss { directory, count: 0, end: None, window: WINDOW, wrong: 0 },
         };
         miss.count = miss.count.saturating_add(1);
-        let is_small = entries.is_some_and(|entries| {
-            entries <= u64::from(DIRECTORY_PAGE_MAX) && u64::from(miss.count) * SHARE >= entries
-        });
+        let is_small =
+            entries.is_some_and(|entries| entries <= WHOLE_MAX && u64::from(miss.count) * SHARE >= entries);
         let want = if miss.count < MISSES {
             None
         } else if is_small {
+            // Should it change too much to be kept, it is not read again before as many are missed again.
+            miss.count = 0;
             Some(Want::Directory { ino: directory, after: None, limit: DIRECTORY_PAGE_MAX })
         } else if miss.wrong >= WRONG_MAX {
             miss.wrong = if miss.wrong < REST { miss.wrong + 1 } else { 0 };
@@ -109,10 +111,17 @@ mod tests {
         let misses = Misses::default();
         assert_eq!(misses.note(DIRECTORY, Some(100), &name(1)), None);
         assert_eq!(misses.note(DIRECTORY, Some(100), &name(9)), want(None, DIRECTORY_PAGE_MAX));
+        assert_eq!(misses.note(DIRECTORY, Some(100), &name(10)), None, "not for each name");
         let misses = Misses::default();
         let whole =
             (0..100).find(|_| misses.note(DIRECTORY, Some(2000), &name(7)) == want(None, DIRECTORY_PAGE_MAX));
         assert_eq!(whole, Some(31));
+        let of_many = |entries| {
+            let misses = Misses::default();
+            (0..2000)
+                .find(|_| misses.note(DIRECTORY, Some(entries), &name(7)) == want(None, DIRECTORY_PAGE_MAX))
+        };
+        assert_eq!((of_many(65_536), of_many(65_537)), (Some(1023), None));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tandemfs::api::fs::ReadReply;
+use tandemfs::api::fs::{DIRECTORY_PAGE_MAX, ReadReply};
 use tandemfs::id::Ino;
 use tandemfs::name::Name;
 use tandemfs::tree::acl::DEFAULT;
@@ -13,6 +13,8 @@ use super::{Fs, Stat, written};
 
 /// So often a name is looked up again that leads to what has been replaced.
 const HOLDS_MAX: usize = 16;
+/// A directory that comes in more pages than this is not read whole for the sake of some names; the other side may give short ones.
+const PAGES_MAX: usize = 32;
 
 /// The permission bits of something new, and what the caller's umask takes away from them.
 #[derive(Clone, Copy, Debug)]
@@ -105,19 +107,38 @@ impl Fs {
         let watch = cache.watch(parent);
         let mut reply = self.session.read(vec![want, more]).await?;
         let Some(answer) = reply.answers.pop() else { return Ok(reply) };
-        let entries = answer.records.into_iter().filter_map(|(key, record)| match (key, record) {
-            (Key::Entry(_, name), Some(Record::Entry(entry))) => Some((name, entry)),
-            _ => None,
-        });
-        let names: BTreeMap<Name, Entry> = entries.collect();
-        if is_whole && answer.complete {
-            cache.keep_directory(parent, &watch, names);
+        let complete = answer.complete;
+        let mut names = answer.into_names();
+        if is_whole {
+            if self.read_rest(parent, &mut names, complete).await? {
+                cache.keep_directory(parent, &watch, names);
+            }
         } else {
             let end = names.last_key_value().map(|(end, _)| end.clone());
-            let found = answer.complete || end.as_ref().is_some_and(|end| end >= name);
+            let found = complete || end.as_ref().is_some_and(|end| end >= name);
             self.misses.came(parent, end, (after.as_ref() != Some(name)).then_some(found));
         }
         Ok(reply)
+    }
+
+    /// Adds the names of a directory that come after those that are there, unless they are complete. Answers whether they are then.
+    async fn read_rest(
+        &self,
+        parent: Ino,
+        names: &mut BTreeMap<Name, Entry>,
+        mut complete: bool,
+    ) -> Result<bool> {
+        for _ in 0..PAGES_MAX {
+            if complete {
+                break;
+            }
+            let after = names.last_key_value().map(|(last, _)| last.clone());
+            let want = Want::Directory { ino: parent, after, limit: DIRECTORY_PAGE_MAX };
+            let Some(answer) = self.session.read(vec![want]).await?.answers.pop() else { break };
+            complete = answer.complete;
+            names.append(&mut answer.into_names());
+        }
+        Ok(complete)
     }
 
     /// mkdir, mknod, symlink.

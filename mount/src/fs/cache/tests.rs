@@ -118,3 +118,31 @@ fn no_more_directories_are_known_than_there_is_memory_for() {
     let known = (0..10_000).filter(|number| cache.names(Ino(*number), None, 1).is_some()).count();
     assert!((10..=200).contains(&known), "{known}");
 }
+
+#[test]
+fn a_directory_that_is_changed_here_while_it_is_listed_is_kept_with_the_changes() {
+    let cache = Cache::new(1 << 20);
+    let name = |text: &str| Name::new(text).unwrap();
+    let entry = |ino| Entry { ino: Ino(ino), kind: Kind::File };
+    let key = |text: &str| Key::Entry(Ino(1), name(text));
+    let listed = || BTreeMap::from([(name("a"), entry(5)), (name("b"), entry(6))]);
+    let watch = cache.watch(Ino(1));
+    cache.change(1, &BTreeMap::from([(key("a"), None), (key("c"), Some(Arc::new(Record::Entry(entry(5)))))]));
+    cache.begin().accept_change(2, [(key("d"), Some(Record::Entry(entry(7))))]);
+    assert!(watch.is_broken(), "who lists it by a handle is told");
+    cache.keep_directory(Ino(1), &watch, listed());
+    let names = cache.names(Ino(1), None, 9).unwrap();
+    assert_eq!(names, [(name("b"), entry(6)), (name("c"), entry(5)), (name("d"), entry(7))]);
+    // Not when there was too much, or somebody else was there as well.
+    cache.reset();
+    let watch = cache.watch(Ino(1));
+    (0..5000).for_each(|_| cache.begin().accept_change(3, [(key("d"), None)]));
+    cache.keep_directory(Ino(1), &watch, listed());
+    assert_eq!(cache.names(Ino(1), None, 9), None);
+    let watch = cache.watch(Ino(1));
+    cache.begin().accept_change(3, [(key("d"), None)]);
+    cache.drop_keys(4, &[key("b")]);
+    cache.begin().accept_change(5, [(key("d"), None)]);
+    cache.keep_directory(Ino(1), &watch, listed());
+    assert_eq!(cache.names(Ino(1), None, 9), None);
+}

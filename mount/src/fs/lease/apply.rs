@@ -5,9 +5,7 @@ use std::sync::Arc;
 
 use tandemfs::api::fs::BatchReply;
 use tandemfs::id::{Ino, SessionId};
-use tandemfs::tree::{
-    self, CHUNK_SIZE, Inode, Key, Mutation, NewNode, Outcome, Record, Stop, Want, WorkingSet,
-};
+use tandemfs::tree::{self, CHUNK_SIZE, Inode, Key, Mutation, Outcome, Record, Stop, Want, WorkingSet};
 use tandemfs::{Error, ErrorKind, Result};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
@@ -80,14 +78,6 @@ impl Session {
         let records: BTreeMap<Key, Known> =
             set.into_changes().records.into_iter().map(|(key, record)| (key, record.map(Arc::new))).collect();
         let number = self.queue.next_number();
-        let made: Vec<Ino> = outgoing
-            .mutations
-            .iter()
-            .filter_map(|mutation| match mutation {
-                Mutation::Create { ino, node: NewNode::Directory, .. } => Some(*ino),
-                _ => None,
-            })
-            .collect();
         let Coming { blocks, large, memory } = std::mem::take(&mut outgoing.coming);
         let mutations = std::mem::take(&mut outgoing.mutations);
         let change = Change {
@@ -111,9 +101,6 @@ impl Session {
                 (Key::Inode(ino), None) => self.delegations.gone(*ino),
                 _ => {}
             }
-        }
-        for ino in made {
-            self.cache.keep_directory(ino, &self.cache.watch(ino), BTreeMap::new());
         }
         let told = records.iter().filter(|(key, _)| !matches!(key, Key::Orphan(_)));
         Ok(BatchReply { version: 0, records: told.map(|(key, known)| (key.clone(), owned(known))).collect() })

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tandemfs::id::Ino;
-use tandemfs::tree::NewNode;
+use tandemfs::tree::{NewNode, RenameMode};
 use tokio::time::sleep;
 
 use super::fake::Daemon;
@@ -89,6 +89,28 @@ async fn names_that_are_looked_up_one_by_one_take_few_requests() {
     let taken = requests(&daemon) - before;
     let one_by_one = (COUNT * (COUNT + 2)) as u64;
     assert!(taken < one_by_one / 2, "{taken} instead of {one_by_one}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_renames_all_files_of_a_directory_reads_it_once() {
+    const FILES: usize = 8 * COUNT;
+    let daemon = Arc::new(Daemon::default());
+    let author = mount(&daemon).await;
+    for file in 0..FILES {
+        write(&author, Ino::ROOT, &format!("f{file}"), b"text").await;
+    }
+    let fs = mount(&daemon).await;
+    let before = requests(&daemon);
+    for file in 0..FILES {
+        let (old, new) = (format!("f{file}"), format!("f{file}r"));
+        find(&fs, Ino::ROOT, &old).await;
+        assert!(fs.lookup(Ino::ROOT, new.as_bytes()).await.is_err());
+        let names = ((Ino::ROOT, old.as_bytes()), (Ino::ROOT, new.as_bytes()));
+        fs.rename(ROOT, names.0, names.1, RenameMode::Replace).await.unwrap();
+    }
+    let taken = requests(&daemon) - before;
+    assert!(taken < FILES as u64 / 2, "{taken} for {FILES} files");
+    assert_eq!(list(&fs, Ino::ROOT, true).await, list(&author, Ino::ROOT, true).await);
 }
 
 #[tokio::test(start_paused = true)]
