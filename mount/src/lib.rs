@@ -9,3 +9,4 @@ pub mod client;
 pub mod fs;
 pub mod options;
 pub mod read_ahead;
+pub mod tasks;

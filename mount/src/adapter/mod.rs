@@ -12,7 +12,6 @@ use std::ffi::OsStr;
 use std::future::Future;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
-use std::task::{Context, Waker};
 use std::time::Duration;
 
 use fuser::{
@@ -25,6 +24,7 @@ use tokio::runtime::Handle;
 
 use crate::fs::locks::Locked;
 use crate::fs::{Fs, Stat};
+use crate::tasks;
 use convert::{Numbers, errno};
 use kernel::Epochs;
 
@@ -72,11 +72,7 @@ impl Adapter {
 
     /// Runs a call: what the caches can answer right here, all else in a task.
     fn run(&self, call: impl Future<Output = ()> + Send + 'static) {
-        let mut call = Box::pin(call);
-        let _runtime = self.runtime.enter();
-        if call.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
-            self.runtime.spawn(call);
-        }
+        tasks::run(&self.runtime, call);
     }
 
     fn entry(&self, reply: ReplyEntry, call: impl Future<Output = Result<Stat>> + Send + 'static) {

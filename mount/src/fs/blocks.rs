@@ -19,6 +19,7 @@ use tokio::time::timeout;
 use super::block_cache::BlockCache;
 use super::objects::{Objects, PATIENCE};
 use super::session::Session;
+use crate::tasks;
 
 /// Reads blocks of a session.
 pub(super) struct Blocks {
@@ -144,11 +145,11 @@ impl Blocks {
         let length = file.metadata().ok()?.len().min(OBJECT_MAX as u64 + 1);
         // Here, and not there: the allocator keeps memory that was freed for each thread that has asked for it.
         let mut object = Vec::with_capacity(usize::try_from(length).ok()?);
-        let read = tokio::task::spawn_blocking(move || {
+        let read = tasks::block(move || {
             file.take(length).read_to_end(&mut object)?;
             block::decode(&id, object.into())
         });
-        match timeout(PATIENCE, read).await.ok()?.ok()? {
+        match timeout(PATIENCE, read).await.ok()?? {
             Ok(data) => Some(data),
             Err(error) => {
                 log::warn!("block {id} is read from another copy: {error}");

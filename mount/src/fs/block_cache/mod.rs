@@ -29,6 +29,7 @@ use tandemfs::id::{BlockId, VolumeKey};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::tasks;
 use index::{Index, Place, Shape};
 use writer::Writer;
 
@@ -135,10 +136,10 @@ impl BlockCache {
         // Here, and not there: the allocator keeps memory that was freed for each thread that has asked for it.
         let data = Vec::with_capacity(usize::try_from(place.length).ok()?);
         let (shared, key) = (Arc::clone(&self.shared), key.clone());
-        let mut read = tokio::task::spawn_blocking(move || {
+        let mut read = Box::pin(tasks::block(move || {
             let _permit = permit;
             shared.read(&key, id, place, data)
-        });
+        }));
         let Ok(read) = timeout_at(until, &mut read).await else {
             self.shared.warn(&"the disk does not answer in time");
             let shared = Arc::clone(&self.shared);
@@ -149,7 +150,7 @@ impl BlockCache {
             });
             return None;
         };
-        let data = read.ok()??;
+        let data = read??;
         if self.shared.index().is_old(place.segment) {
             self.put(id, data.clone());
         }
