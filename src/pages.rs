@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use memmap2::{Advice, MmapMut};
 
-use crate::block::{ALIGN, DATA_MAX};
+use crate::block::{DATA_MAX, HEADER_MAX};
 use crate::{Error, Result};
 
 /// The size of a huge page. Where it is another one, the memory is what it would be without all this.
@@ -18,13 +18,13 @@ const IDLE_MAX: usize = 8;
 
 static IDLE: Mutex<Vec<MmapMut>> = Mutex::new(Vec::new());
 
-/// A page, and behind it room for the data of the largest block, in huge pages where the system has some. What is in it at
+/// Room for the longest header, and behind it for the data of the largest block, in huge pages where the system has some. What is in it at
 /// first is of no meaning: zeros, or what somebody has left there.
 #[derive(Debug)]
 pub struct Pages {
     /// Taken out when this is dropped.
     map: Option<MmapMut>,
-    /// Where the first page begins, so that what follows it begins at a huge page.
+    /// Where the room for the header begins, so that what follows it begins at a huge page.
     start: usize,
 }
 
@@ -38,11 +38,12 @@ impl Pages {
         let is_new = idle.is_none();
         let map = match idle {
             Some(map) => map,
-            None => MmapMut::map_anon(ALIGN + HUGE + DATA_MAX).map_err(Error::from)?,
+            None => MmapMut::map_anon(HEADER_MAX + HUGE + DATA_MAX).map_err(Error::from)?,
         };
-        let start = (map.as_ptr() as usize + ALIGN).next_multiple_of(HUGE) - ALIGN - map.as_ptr() as usize;
+        let start =
+            (map.as_ptr() as usize + HEADER_MAX).next_multiple_of(HUGE) - HEADER_MAX - map.as_ptr() as usize;
         // A kernel without huge pages refuses; the memory is as good otherwise.
-        if is_new && let Err(error) = map.advise_range(Advice::HugePage, start + ALIGN, DATA_MAX) {
+        if is_new && let Err(error) = map.advise_range(Advice::HugePage, start + HEADER_MAX, DATA_MAX) {
             log::debug!("no huge pages: {error}");
         }
         Ok(Self { map: Some(map), start })
@@ -54,14 +55,14 @@ impl Deref for Pages {
 
     fn deref(&self) -> &[u8] {
         let map = self.map.as_deref().unwrap_or_default();
-        map.get(self.start..self.start + ALIGN + DATA_MAX).unwrap_or_default()
+        map.get(self.start..self.start + HEADER_MAX + DATA_MAX).unwrap_or_default()
     }
 }
 
 impl DerefMut for Pages {
     fn deref_mut(&mut self) -> &mut [u8] {
         let map = self.map.as_deref_mut().unwrap_or_default();
-        map.get_mut(self.start..self.start + ALIGN + DATA_MAX).unwrap_or_default()
+        map.get_mut(self.start..self.start + HEADER_MAX + DATA_MAX).unwrap_or_default()
     }
 }
 
@@ -82,14 +83,14 @@ impl Drop for Pages {
 
 #[cfg(test)]
 mod tests {
-    use super::{ALIGN, DATA_MAX, HUGE, IDLE, IDLE_MAX, Pages};
+    use super::{DATA_MAX, HEADER_MAX, HUGE, IDLE, IDLE_MAX, Pages};
 
     #[test]
     fn they_lie_where_a_disk_wants_them_and_few_are_kept() {
         let mut all: Vec<Pages> = (0..2 * IDLE_MAX).map(|_| Pages::take().unwrap()).collect();
         for (number, pages) in all.iter_mut().enumerate() {
-            assert_eq!(pages.len(), ALIGN + DATA_MAX);
-            assert!(pages[ALIGN..].as_ptr().addr().is_multiple_of(HUGE));
+            assert_eq!(pages.len(), HEADER_MAX + DATA_MAX);
+            assert!(pages[HEADER_MAX..].as_ptr().addr().is_multiple_of(HUGE));
             pages.fill(number as u8);
         }
         for (number, pages) in all.iter().enumerate() {

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{ALIGN, ALIGNED_MIN, DATA_MAX, header, object_len};
+use super::{ALIGNED_MIN, DATA_MAX, HEADER_MAX, header, object_len};
 use crate::id::{BlockId, VolumeId};
 use crate::pages::Pages;
 use crate::{Error, Result};
@@ -12,7 +12,7 @@ use crate::{Error, Result};
 pub struct Draft {
     /// While it is little.
     small: Vec<u8>,
-    /// From [`ALIGNED_MIN`] on, behind the first page.
+    /// From [`ALIGNED_MIN`] on, behind room for the longest header.
     pages: Option<Pages>,
     length: usize,
 }
@@ -47,12 +47,12 @@ impl Draft {
         check(end)?;
         if self.pages.is_none() && end >= ALIGNED_MIN {
             let mut pages = Pages::take()?;
-            pages[ALIGN..ALIGN + self.length].copy_from_slice(&self.small);
+            pages[HEADER_MAX..HEADER_MAX + self.length].copy_from_slice(&self.small);
             self.small = Vec::new();
             self.pages = Some(pages);
         }
         match &mut self.pages {
-            Some(pages) => pages[ALIGN + self.length..ALIGN + end].copy_from_slice(data),
+            Some(pages) => pages[HEADER_MAX + self.length..HEADER_MAX + end].copy_from_slice(data),
             None => self.small.extend_from_slice(data),
         }
         self.length = end;
@@ -62,7 +62,7 @@ impl Draft {
     /// What has come.
     pub fn data(&self) -> &[u8] {
         match &self.pages {
-            Some(pages) => &pages[ALIGN..ALIGN + self.length],
+            Some(pages) => &pages[HEADER_MAX..HEADER_MAX + self.length],
             None => &self.small,
         }
     }
@@ -76,10 +76,11 @@ impl Draft {
         }
         let header = header(volume, id, self.data());
         let Some(mut pages) = self.pages.take() else { return Bytes::new() };
-        let (end, object) = (ALIGN + self.length, object_len(self.length as u32) as usize);
-        pages[..ALIGN].copy_from_slice(&header);
-        pages[end..object].fill(0);
-        Bytes::from_owner(pages).slice(..object)
+        let start = HEADER_MAX - header.len();
+        let end = start + object_len(self.length as u32) as usize;
+        pages[start..HEADER_MAX].copy_from_slice(&header);
+        pages[HEADER_MAX + self.length..end].fill(0);
+        Bytes::from_owner(pages).slice(start..end)
     }
 }
 
