@@ -365,9 +365,17 @@ impl Inner {
                     .collect()
             }
             Want::Xattrs(ino) => self.has_no(*ino, |inode| inode.xattr_bytes == 0).then(Vec::new),
-            Want::Links(ino) => self.has_no(*ino, |inode| inode.nlink <= 1).then(Vec::new),
+            Want::Links(ino) => self.links(*ino),
             Want::Directory { .. } => None,
         }
+    }
+
+    /// The links of an inode beside the first, of which there is a record each, if it can be told that these are all.
+    fn links(&self, ino: Ino) -> Option<Vec<(Key, Known)>> {
+        let inode = self.inode(ino)?;
+        let Some(Record::Inode(inode)) = inode.as_deref() else { return None };
+        let links = if inode.nlink > 1 { self.pending.links(ino) } else { Vec::new() };
+        (links.len() as u64 == u64::from(inode.nlink).saturating_sub(1)).then_some(links)
     }
 
     /// A record, or that there is none, from all that is known.

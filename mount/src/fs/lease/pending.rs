@@ -37,6 +37,14 @@ impl Pending {
         self.records.get(key).filter(|change| change.version.is_none()).map(|change| &change.record)
     }
 
+    /// The records of an inode's links that were made here and are not committed.
+    pub(in crate::fs) fn links(&self, ino: Ino) -> Vec<(Key, Known)> {
+        let Some(all) = links_of(ino) else { return Vec::new() };
+        let records = self.records.range(all).filter(|(_, change)| change.version.is_none());
+        let links = records.filter(|(_, change)| change.record.is_some());
+        links.map(|(key, change)| (key.clone(), change.record.clone())).collect()
+    }
+
     /// The number of the last change of a record that is not committed.
     pub(in crate::fs) fn number(&self, key: &Key) -> Option<u64> {
         self.records.get(key).filter(|change| change.version.is_none()).map(|change| change.number)
@@ -198,9 +206,8 @@ impl Pending {
             }
             Want::Xattrs(ino) => (Key::Xattr(*ino, Vec::new()), Some(Key::Xattr(*ino, vec![0xff; 256]))),
             Want::Links(ino) => {
-                let ends = (Name::new([1]).ok(), Name::new([0xff; 255]).ok());
-                let (Some(first), Some(last)) = ends else { return };
-                (Key::Link(*ino, Ino(0), first), Some(Key::Link(*ino, Ino(u64::MAX), last)))
+                let Some((first, last)) = links_of(*ino).map(RangeInclusive::into_inner) else { return };
+                (first, Some(last))
             }
             _ => return,
         };
@@ -221,6 +228,12 @@ impl Pending {
 fn names_of(ino: Ino) -> Option<RangeInclusive<Key>> {
     let (first, last) = (Name::new([1]).ok()?, Name::new([0xff; 255]).ok()?);
     Some(Key::Entry(ino, first)..=Key::Entry(ino, last))
+}
+
+/// The keys of all links of an inode.
+fn links_of(ino: Ino) -> Option<RangeInclusive<Key>> {
+    let (first, last) = (Name::new([1]).ok()?, Name::new([0xff; 255]).ok()?);
+    Some(Key::Link(ino, Ino(0), first)..=Key::Link(ino, Ino(u64::MAX), last))
 }
 
 /// A record that is known, as an owned one.

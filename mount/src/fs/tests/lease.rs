@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tandemfs::ErrorKind;
 use tandemfs::id::Ino;
+use tandemfs::name::Name;
 use tandemfs::tree::{Key, NewNode, Record, RenameMode};
 use tokio::time::{sleep, timeout};
 
@@ -153,7 +154,7 @@ async fn what_was_not_sent_is_lost_with_the_session_and_fsync_says_so() {
     make(&fs, "new", b"y").await;
     fs.release(handle).await;
     fs.stop().await.unwrap();
-    assert!(daemon.record(&Key::Entry(Ino::ROOT, tandemfs::name::Name::new("new").unwrap())).is_some());
+    assert!(daemon.record(&Key::Entry(Ino::ROOT, Name::new("new").unwrap())).is_some());
 }
 
 #[tokio::test(start_paused = true)]
@@ -170,5 +171,30 @@ async fn in_a_directory_that_was_made_here_no_name_is_asked_for() {
     }
     assert_eq!(list(&fs, directory, false).await.len(), 2 + 20);
     assert_eq!(daemon.reads.load(Ordering::SeqCst), before);
+    fs.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_links_that_were_just_made_none_is_asked_for() {
+    let daemon = Arc::new(Daemon::default());
+    let fs = alone(&daemon).await;
+    // As git gives its objects their names.
+    let d = fs.make(ROOT, Ino::ROOT, b"d", NewNode::Directory, 0o755.into()).await.unwrap().inode.ino;
+    let ino = fs.make(ROOT, d, b"tmp", NewNode::Fifo, 0o644.into()).await.unwrap().inode.ino;
+    let before = daemon.reads.load(Ordering::SeqCst);
+    fs.link(ino, d, b"object").await.unwrap();
+    fs.remove(ROOT, d, b"tmp", false).await.unwrap();
+    assert_eq!(daemon.reads.load(Ordering::SeqCst), before);
+    // Of those that were committed long ago it is not known which they are.
+    fs.link(ino, d, b"b").await.unwrap();
+    sleep(SENT).await;
+    fs.link(ino, d, b"c").await.unwrap();
+    fs.remove(ROOT, d, b"object", false).await.unwrap();
+    assert!(daemon.reads.load(Ordering::SeqCst) > before);
+    let seen = fs.lookup(d, b"b").await.unwrap().inode;
+    sleep(SENT).await;
+    assert_eq!((seen.nlink, seen.name.as_ref().map(Name::as_bytes)), (2, Some(&b"b"[..])));
+    let stored = daemon.record(&Key::Inode(ino));
+    assert!(matches!(&stored, Some(Record::Inode(inode)) if **inode == seen), "{stored:?} is not {seen:?}");
     fs.stop().await.unwrap();
 }
