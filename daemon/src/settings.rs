@@ -33,6 +33,9 @@ pub struct Settings {
     pub token_ttl_s: u64,
     /// Without a sign of life for so long a session is fenced, in milliseconds.
     pub lease_ms: u64,
+    /// A mount that makes changes has the volume to itself although others are mounted, when those have asked for nothing for so long, in
+    /// milliseconds; longer where they come back soon.
+    pub quiet_ms: u64,
     /// Nothing collects a block within so many seconds after it was last stored or named.
     pub grace_s: u64,
     /// For so many seconds back `tandemd restore --until` can bring back any moment: nothing collects a block, and no part of the journal is
@@ -104,6 +107,7 @@ impl Default for Settings {
             quota_files: None,
             token_ttl_s: 900,
             lease_ms: 15_000,
+            quiet_ms: 1_000,
             grace_s: 600,
             restore_window_s: 0,
             inline_bytes: 32 << 10,

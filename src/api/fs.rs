@@ -184,8 +184,8 @@ pub struct InlineBlock {
 /// that shows the file or changes it waits until the session, told by [`Event::Recall`], has committed what was written and has returned
 /// the delegation.
 ///
-/// A session that is alone on its volume may have all of it delegated: then its programs' changes are answered before the daemon knows of
-/// them, and whoever else wants to see or change anything there waits until it has been returned.
+/// A session that is alone on its volume, or beside others that ask for nothing, may have all of it delegated: then its programs' changes are
+/// answered before the daemon knows of them, and whoever else wants to see or change anything there waits until it has been returned.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DelegationRequest {
@@ -193,7 +193,8 @@ pub enum DelegationRequest {
     Take(Ino),
     /// Returns files. What was written to them has been committed.
     Return(Vec<Ino>),
-    /// Wants the volume. Not given while there are other sessions on it, or downloads of its files.
+    /// Wants the volume. Not given while other sessions use it, or there are downloads of its files. Sessions that only have it mounted are told to
+    /// drop what they have cached ([`Event::DropAll`]), and it is given when they have.
     TakeVolume,
     /// Returns the volume. All that was done has been committed.
     ReturnVolume,
@@ -206,6 +207,9 @@ pub struct DelegationReply {
     pub run: u64,
     /// What was wanted is delegated, or returned.
     pub done: bool,
+    /// It is the volume, and nobody else has it mounted.
+    #[serde(default)]
+    pub alone: bool,
 }
 
 /// The answer to a batch that was committed.

@@ -22,8 +22,10 @@ pub(super) const RETURN_PATIENCE: Duration = Duration::from_secs(60);
 pub(super) const COURTESY: Duration = Duration::from_secs(24 * 3600);
 
 /// All sessions that have not ended.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Audience {
+    /// How long others must have been quiet before a session has a volume beside them.
+    quiet: Duration,
     inner: Mutex<Inner>,
     ended_added: Notify,
 }
@@ -52,6 +54,10 @@ pub(crate) struct Told<'a> {
 }
 
 impl Audience {
+    pub(crate) fn new(quiet: Duration) -> Self {
+        Self { quiet, inner: Mutex::default(), ended_added: Notify::new() }
+    }
+
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -113,6 +119,11 @@ impl Audience {
         self.tell_others(volume, Some(to), |session| session.tell_delegated(version, ino))
     }
 
+    /// Tells all sessions of a volume but one to drop everything that they have cached.
+    pub(crate) fn tell_all(&self, volume: VolumeId, but: SessionId, version: u64) -> Told<'_> {
+        self.tell_others(volume, Some(but), |session| session.tell_all(version))
+    }
+
     fn tell_others(
         &self,
         volume: VolumeId,
@@ -142,6 +153,15 @@ impl Audience {
         let expects = author.is_some_and(|author| delegations.expects_others(author));
         let others = delegations.of_others(author, files);
         (expects || !others.is_empty()).then_some(InTheWay { delegations, author, others })
+    }
+
+    /// Tells sessions to return files, and does not wait for them.
+    pub(crate) fn ask_for_files(&self, volume: VolumeId, but: SessionId) {
+        for (id, what) in self.delegations(volume).files_of_others(but) {
+            if let Some(session) = self.get(id) {
+                session.recall(&what);
+            }
+        }
     }
 
     /// Waits until nothing of it is in the way any more: the others have returned the files, or have ended.
@@ -194,7 +214,7 @@ impl Audience {
     }
 
     /// The locks of a volume.
-    pub(super) fn locks(&self, volume: VolumeId) -> Arc<Locks> {
+    pub(crate) fn locks(&self, volume: VolumeId) -> Arc<Locks> {
         Arc::clone(self.inner().locks.entry(volume).or_default())
     }
 
@@ -205,7 +225,8 @@ impl Audience {
 
     /// The delegations of a volume.
     pub(crate) fn delegations(&self, volume: VolumeId) -> Arc<Delegations> {
-        Arc::clone(self.inner().delegations.entry(volume).or_default())
+        let made = || Arc::new(Delegations::new(self.quiet));
+        Arc::clone(self.inner().delegations.entry(volume).or_insert_with(made))
     }
 
     /// The delegations of all volumes.

@@ -9,6 +9,7 @@ use tandemfs::tree::Mutation;
 use tandemfs::{Error, Result};
 
 use super::Sessions;
+use super::activity::Use;
 use super::audience::Audience;
 use super::session::{Answered, Begun, Session};
 use crate::accounts::Caller;
@@ -22,7 +23,7 @@ impl Sessions {
     /// # Errors
     /// As [`Sessions::resume`]; `ReadOnly`, but not for [`Mutation::Reap`] alone; `Stale` for a sequence number out of the window; those of the rules.
     pub async fn batch(&self, caller: &Caller, id: SessionId, batch: Batch) -> Result<BatchReply> {
-        let (session, volume) = self.find(caller, id).await?;
+        let (session, volume) = self.find_for(Use::Change, caller, id).await?;
         // Who may only read lets go of what it held open as well.
         if !batch.mutations.iter().all(|mutation| matches!(mutation, Mutation::Reap { .. })) {
             self.writable(caller, &session)?;

@@ -9,6 +9,7 @@ use tandemfs::id::{BlockId, SessionId};
 use tandemfs::{ErrorKind, Result};
 
 use super::Sessions;
+use super::activity::Use;
 use crate::accounts::Caller;
 
 impl Sessions {
@@ -17,7 +18,7 @@ impl Sessions {
     /// # Errors
     /// As [`Sessions::resume`]; `ReadOnly`; `Invalid` when the id is not that of the data.
     pub async fn put_block(&self, caller: &Caller, id: SessionId, block: BlockId, data: Draft) -> Result<()> {
-        let (session, volume) = self.find(caller, id).await?;
+        let (session, volume) = self.find_for(Use::Look, caller, id).await?;
         self.writable(caller, &session)?;
         volume.put_block(block, data).await
     }
@@ -27,7 +28,7 @@ impl Sessions {
     /// # Errors
     /// As [`Sessions::resume`]; `NotFound` about `block`.
     pub async fn block_size(&self, caller: &Caller, id: SessionId, block: BlockId) -> Result<u32> {
-        let (_, volume) = self.find(caller, id).await?;
+        let (_, volume) = self.find_for(Use::Look, caller, id).await?;
         volume.block_size(block).await
     }
 
@@ -36,7 +37,7 @@ impl Sessions {
     /// # Errors
     /// As [`Sessions::resume`].
     pub async fn block_file(&self, caller: &Caller, id: SessionId, block: BlockId) -> Result<Option<File>> {
-        let (_, volume) = self.find(caller, id).await?;
+        let (_, volume) = self.find_for(Use::Look, caller, id).await?;
         match volume.block_file(block).await {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             result => result,
@@ -54,7 +55,7 @@ impl Sessions {
         block: BlockId,
         range: Range<u32>,
     ) -> Result<Bytes> {
-        let (_, volume) = self.find(caller, id).await?;
+        let (_, volume) = self.find_for(Use::Look, caller, id).await?;
         volume.get_block(block, range).await
     }
 
@@ -68,7 +69,7 @@ impl Sessions {
         id: SessionId,
         wanted: &ReadBlocks,
     ) -> Result<ReadBlocksReply> {
-        let (_, volume) = self.find(caller, id).await?;
+        let (_, volume) = self.find_for(Use::Look, caller, id).await?;
         let found = volume.get_blocks(&wanted.ids).await?;
         let blocks = found.into_iter().map(|(id, data)| InlineBlock { id, data: data.into() });
         Ok(ReadBlocksReply { blocks: blocks.collect() })

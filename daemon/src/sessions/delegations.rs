@@ -4,12 +4,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tandemfs::api::fs::{DELEGATIONS_MAX, DelegationReply, DelegationRequest};
 use tandemfs::id::{Ino, SessionId};
 use tandemfs::{Error, Result};
+use tokio::time::Instant;
 
 use super::Sessions;
+use super::activity::{Activity, Use};
 use crate::accounts::Caller;
 use crate::watch;
 
@@ -27,8 +30,11 @@ pub(crate) struct Delegated {
     pub(crate) volume: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
+    activity: Activity,
+    /// Requests about locks that are under way, by session.
+    locking: BTreeMap<SessionId, usize>,
     /// The session that has all of the volume.
     volume: Option<SessionId>,
     files: BTreeMap<Ino, SessionId>,
@@ -39,9 +45,21 @@ struct Inner {
     late: BTreeSet<SessionId>,
 }
 
-impl Default for Delegations {
-    fn default() -> Self {
-        Self { inner: Mutex::default(), changes: watch::Sender::new(0) }
+/// A request about locks that is under way.
+pub(super) struct Locking<'a> {
+    of: &'a Delegations,
+    session: SessionId,
+}
+
+impl Drop for Locking<'_> {
+    fn drop(&mut self) {
+        let mut inner = self.of.inner();
+        if let Some(count) = inner.locking.get_mut(&self.session) {
+            *count -= 1;
+            if *count == 0 {
+                inner.locking.remove(&self.session);
+            }
+        }
     }
 }
 
@@ -57,15 +75,17 @@ impl Sessions {
         request: &DelegationRequest,
     ) -> Result<DelegationReply> {
         let (session, volume) = self.find(caller, id).await?;
-        let mut done = true;
+        let (mut done, mut alone) = (true, false);
         match request {
             DelegationRequest::Take(ino) => {
                 self.writable(caller, &session)?;
+                self.audience.delegations(session.record().volume).used(id, Use::Look);
                 volume.delegate(id, *ino).await?;
             }
             DelegationRequest::TakeVolume => {
                 self.writable(caller, &session)?;
-                done = volume.delegate_all(id).await?;
+                let given = volume.delegate_all(id).await?;
+                (done, alone) = (given.is_some(), given.is_some_and(|given| given.alone));
             }
             DelegationRequest::ReturnVolume => {
                 // In this order: as below.
@@ -81,11 +101,15 @@ impl Sessions {
                 session.returned(files);
             }
         }
-        Ok(DelegationReply { run: self.meta.run(), done })
+        Ok(DelegationReply { run: self.meta.run(), done, alone })
     }
 }
 
 impl Delegations {
+    pub(super) fn new(quiet: Duration) -> Self {
+        Self { inner: Mutex::new(Inner::new(Activity::new(quiet))), changes: watch::Sender::new(0) }
+    }
+
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -165,8 +189,42 @@ impl Delegations {
             || of.files.iter().any(|ino| inner.files.get(ino) == Some(&session))
     }
 
+    /// A session has asked for something of the volume.
+    pub(super) fn used(&self, session: SessionId, what: Use) {
+        self.inner().activity.used(session, what, Instant::now());
+    }
+
+    /// A session asks for something of its locks; until this is dropped nobody else is given the volume.
+    pub(super) fn locking(&self, session: SessionId) -> Locking<'_> {
+        let mut inner = self.inner();
+        inner.activity.used(session, Use::Look, Instant::now());
+        *inner.locking.entry(session).or_default() += 1;
+        Locking { of: self, session }
+    }
+
+    /// The files that are delegated to others than a session, and to whom.
+    pub(super) fn files_of_others(&self, but: SessionId) -> BTreeMap<SessionId, Delegated> {
+        let mut others: BTreeMap<SessionId, Delegated> = BTreeMap::new();
+        for (ino, session) in self.inner().files.iter().filter(|(_, session)| **session != but) {
+            others.entry(*session).or_default().files.push(*ino);
+        }
+        others
+    }
+
+    /// Whether a session may have the volume although others have it mounted.
+    pub(crate) fn lets_have(&self, session: SessionId) -> bool {
+        let inner = self.inner();
+        inner.volume == Some(session) || inner.lets_have(session)
+    }
+
+    /// Something has come up against giving the volume to a session.
+    pub(crate) fn not_given(&self, session: SessionId) {
+        self.inner().activity.not_given();
+        self.give_back_volume(session);
+    }
+
     /// The session that has the volume to itself.
-    pub(super) fn volume(&self) -> Option<SessionId> {
+    pub(crate) fn volume(&self) -> Option<SessionId> {
         self.inner().volume
     }
 
@@ -175,14 +233,19 @@ impl Delegations {
         self.inner().files.get(&ino) == Some(&session)
     }
 
-    /// Delegates the volume, on which there is no other session. `false`: one of the run before may come back.
-    pub(crate) fn add_volume(&self, session: SessionId) -> bool {
+    /// Delegates the volume. `false`: others use it, or one of the run before may come back.
+    pub(crate) fn add_volume(&self, session: SessionId, alone: bool) -> bool {
         let mut inner = self.inner();
-        let is_free = inner.volume.is_none_or(|holder| holder == session)
+        let is_held = inner.volume == Some(session);
+        let is_free = (inner.volume.is_none() || is_held)
             && inner.unclaimed.iter().all(|other| *other == session)
-            && inner.files.values().all(|other| *other == session);
+            && inner.files.values().all(|other| *other == session)
+            && (alone || is_held || inner.lets_have(session));
         if is_free {
             inner.volume = Some(session);
+            if !alone {
+                inner.activity.given(Instant::now());
+            }
         }
         is_free
     }
@@ -235,7 +298,9 @@ impl Delegations {
 
     /// The volume is removed.
     pub(super) fn clear(&self) {
-        *self.inner() = Inner::default();
+        let mut inner = self.inner();
+        *inner = Inner::new(inner.activity.clone());
+        drop(inner);
         self.changed();
     }
 
@@ -254,6 +319,23 @@ impl Delegations {
 }
 
 impl Inner {
+    fn new(activity: Activity) -> Self {
+        Self {
+            activity,
+            locking: BTreeMap::new(),
+            volume: None,
+            files: BTreeMap::new(),
+            counts: BTreeMap::new(),
+            unclaimed: BTreeSet::new(),
+            late: BTreeSet::new(),
+        }
+    }
+
+    /// Whether a session may have the volume beside others, as far as what they ask for says.
+    fn lets_have(&self, session: SessionId) -> bool {
+        self.locking.keys().all(|other| *other == session) && self.activity.lets_have(session, Instant::now())
+    }
+
     fn add(&mut self, ino: Ino, session: SessionId) {
         self.files.insert(ino, session);
         *self.counts.entry(session).or_default() += 1;

@@ -24,7 +24,7 @@ const TURN: Duration = Duration::from_secs(2);
 type Owner = (SessionId, u64);
 
 #[derive(Debug)]
-pub(super) struct Locks {
+pub(crate) struct Locks {
     inner: Mutex<Inner>,
     /// Goes up when something that stood in somebody's way may be gone.
     changes: watch::Sender<u64>,
@@ -79,7 +79,9 @@ impl Sessions {
         };
         let volume = session.record().volume;
         // Whoever has the volume to itself grants locks by itself.
-        if self.audience.delegations(volume).volume().is_some_and(|holder| holder != id)
+        let delegations = self.audience.delegations(volume);
+        let _locking = delegations.locking(id);
+        if delegations.volume().is_some_and(|holder| holder != id)
             && let Some(in_the_way) = self.audience.in_the_way(volume, Some(id), &BTreeSet::new())
         {
             self.audience.recall(in_the_way).await;
@@ -117,6 +119,11 @@ impl Locks {
         inner.take_asked();
         drop(inner);
         self.changed();
+    }
+
+    /// Whether any session but one holds locks.
+    pub(crate) fn has_others(&self, but: SessionId) -> bool {
+        self.inner().table.locks().any(|(_, (session, _), _)| session != but)
     }
 
     /// A session has ended.

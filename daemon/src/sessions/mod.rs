@@ -5,8 +5,11 @@
 //! more, and it has to open a new one. Sessions are stored, so they outlive the daemon; what they remember of the run before is
 //! dropped by their first event.
 
+mod activity;
 pub(crate) mod audience;
 mod batches;
+#[cfg(test)]
+mod beside_tests;
 mod blocks;
 #[cfg(test)]
 mod delegation_tests;
@@ -31,6 +34,7 @@ use tandemfs::{Error, Result};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
+use self::activity::Use;
 use self::audience::Audience;
 use self::session::Session;
 use crate::accounts::Caller;
@@ -140,7 +144,7 @@ impl Sessions {
     /// # Errors
     /// As [`Sessions::resume`].
     pub async fn read(&self, caller: &Caller, id: SessionId, read: &Read) -> Result<ReadReply> {
-        let (_, volume) = self.find(caller, id).await?;
+        let (_, volume) = self.find_for(Use::Look, caller, id).await?;
         volume.read(Some(id), &read.wants).await
     }
 
@@ -163,6 +167,18 @@ impl Sessions {
         let session = self.session(caller, id)?;
         self.touch(&session)?;
         let volume = self.volumes.volume(session.record().volume).await?;
+        Ok((session, volume))
+    }
+
+    /// As [`Sessions::find`], for what shows or changes something of the volume.
+    async fn find_for(
+        &self,
+        what: Use,
+        caller: &Caller,
+        id: SessionId,
+    ) -> Result<(Arc<Session>, Arc<Volume>)> {
+        let (session, volume) = self.find(caller, id).await?;
+        self.audience.delegations(session.record().volume).used(id, what);
         Ok((session, volume))
     }
 

@@ -211,6 +211,20 @@ impl Session {
         news
     }
 
+    /// Queues the news that nothing that it has cached counts any more.
+    pub(super) fn tell_all(&self, version: u64) -> News {
+        let mut inner = self.inner();
+        let news = if inner.is_full(0) {
+            inner.fold(version)
+        } else {
+            let number = inner.push(version, |number, version| Event::DropAll { number, version });
+            News { number, assumed_held: Vec::new() }
+        };
+        drop(inner);
+        self.changed();
+        news
+    }
+
     /// Tells it to return what is delegated to it, each file once, and the volume once.
     pub(super) fn recall(&self, what: &Delegated) {
         let mut inner = self.inner();

@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout};
 use crate::accounts::Caller;
 use crate::volumes::tests::world::{World, create, name, unlink};
 
-type Events = Pin<Box<dyn Stream<Item = Event> + Send>>;
+pub(super) type Events = Pin<Box<dyn Stream<Item = Event> + Send>>;
 
 pub(super) async fn events(world: &World, id: SessionId) -> Events {
     Box::pin(world.sessions.events(&world.caller, id).await.unwrap())
@@ -53,7 +53,7 @@ pub(super) async fn alive<T>(world: &World, id: SessionId, future: impl Future<O
 }
 
 /// Whether an inode is still there.
-async fn lives(world: &World, ino: u64) -> bool {
+pub(super) async fn lives(world: &World, ino: u64) -> bool {
     let read = world.volume().await.read(None, &[Want::Record(Key::Inode(Ino(ino)))]).await.unwrap();
     read.answers[0].records[0].1.is_some()
 }

@@ -2,17 +2,28 @@
 //! whole volume, nobody else is shown or changes anything before that.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use tandemfs::id::{Ino, SessionId};
 use tandemfs::tree::{Key, Record};
 use tandemfs::{Error, Result};
 use tokio::sync::MutexGuard;
+use tokio::time::timeout;
 
 use super::volume::{State, Volume};
 use crate::sessions::audience::{InTheWay, Told};
 
 /// How often files are recalled for one request: who has returned one may take it again before the other comes to it.
 pub(super) const RECALLS_MAX: usize = 64;
+
+/// So long who wants the volume waits for others to drop what they have cached: its changes wait meanwhile.
+const DROP_PATIENCE: Duration = Duration::from_millis(250);
+
+/// The volume, given to a session.
+pub(crate) struct Given {
+    /// Nobody else has it mounted.
+    pub(crate) alone: bool,
+}
 
 impl Volume {
     /// What is in the way of showing some records to a session, or of a change that has looked at them; to be asked under the lock.
@@ -47,13 +58,14 @@ impl Volume {
         Err(busy())
     }
 
-    /// Delegates the whole volume to a session. `false`: there are others who use it, or there is hardly any room left.
+    /// Delegates the whole volume to a session. If others have it mounted and ask for nothing, they drop first what they have cached. `None`: there
+    /// are others who use it, or there is hardly any room left.
     ///
     /// # Errors
     /// `SessionEnded`; `Unavailable`.
-    pub(crate) async fn delegate_all(&self, to: SessionId) -> Result<bool> {
+    pub(crate) async fn delegate_all(&self, to: SessionId) -> Result<Option<Given>> {
         if !self.shared.has_room_for_queues().await {
-            return Ok(false);
+            return Ok(None);
         }
         let state = self.lock_live().await?;
         let audience = &self.shared.audience;
@@ -63,18 +75,38 @@ impl Volume {
             session.returned_volume();
         }
         // What a download reads is not taken away, and so is not as the session thinks.
-        if audience.has_others(self.id, Some(to)) || self.orphans.are_read() || !delegations.add_volume(to) {
-            return Ok(false);
+        let alone = !audience.has_others(self.id, Some(to));
+        if self.orphans.are_read() || !delegations.add_volume(to, alone) {
+            drop(state);
+            if !alone && delegations.lets_have(to) {
+                // For the next time.
+                audience.ask_for_files(self.id, to);
+            }
+            return Ok(None);
         }
         if audience.get(to).is_none() {
             delegations.give_back_volume(to);
             return Err(Error::session_ended(format!("session {to}")));
         }
-        // What it is shown from now on is to be there after a restart as well.
+        // What others ask for from now on is in its way, and what they have asked for until now is dropped. What they have locked
+        // is not known to it.
+        if !alone && audience.locks(self.id).has_others(to) {
+            delegations.not_given(to);
+            return Ok(None);
+        }
+        let told = (!alone).then(|| audience.tell_all(self.id, to, state.version));
         let moment = self.moment(&state);
         drop(state);
+        if let Some(told) = told {
+            self.note_held(&told);
+            if timeout(DROP_PATIENCE, told.acknowledged()).await.is_err() {
+                delegations.not_given(to);
+                return Ok(None);
+            }
+        }
+        // What it is shown from now on is to be there after a restart as well.
         let _known = self.durable(moment).await;
-        Ok(true)
+        Ok(Some(Given { alone }))
     }
 
     /// Has files returned.

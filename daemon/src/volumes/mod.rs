@@ -94,10 +94,11 @@ impl Volumes {
         clock: Arc<dyn Clock>,
     ) -> Result<Arc<Self>> {
         let cache = RecordCache::new(settings.metadata_cache_bytes);
+        let audience = Arc::new(Audience::new(Duration::from_millis(settings.quiet_ms)));
         let records = records(&meta).await?;
         let shares = Shares::open(&meta, &records).await?;
         let volumes = Arc::new(Self {
-            shared: Arc::new(Shared { meta, replicator, clock, cache, audience: Arc::default() }),
+            shared: Arc::new(Shared { meta, replicator, clock, cache, audience }),
             settings: settings.clone(),
             shares,
             open: Mutex::default(),

@@ -58,6 +58,7 @@ impl World {
             replicas: if node_count == 4 && random.chance(300) { 3 } else { 2 },
             min_replicas: random.between(1, 2) as u32,
             lease_ms: random.between(1500, 3000),
+            quiet_ms: if random.chance(500) { 0 } else { 100 },
             grace_s: random.between(1, 3),
             collect_interval_s: 1,
             heal_delay_s: random.between(1, 4),

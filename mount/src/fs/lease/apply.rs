@@ -109,13 +109,15 @@ impl Session {
     /// What mutations do to what is known here; and what the daemon does by itself with what they leave without links.
     async fn apply(&self, mutations: &[Mutation], held: &[Ino]) -> Result<WorkingSet> {
         let mut set = WorkingSet::new();
+        // Whoever else has the volume mounted is asked first whether it is open there.
+        let alone = self.lease.is_alone();
         for mutation in mutations {
             if let Mutation::Create { ino, .. } = mutation {
                 // It is of a range that was granted to this session, which gives each number once.
                 set.load(Key::Inode(*ino), None);
             }
             match mutation {
-                Mutation::Reap { ino, .. } => self.run(&mut set, |set| reap(set, *ino)).await?,
+                Mutation::Reap { ino, .. } => self.run(&mut set, |set| reap(set, *ino, alone)).await?,
                 _ => self.run(&mut set, |set| tree::apply(set, mutation)).await?,
             }
         }
@@ -124,7 +126,7 @@ impl Session {
             _ => None,
         });
         for ino in orphans.collect::<Vec<_>>() {
-            self.run(&mut set, |set| reap(set, ino)).await?;
+            self.run(&mut set, |set| reap(set, ino, alone)).await?;
         }
         Ok(set)
     }
@@ -176,15 +178,15 @@ fn note_range(set: &mut WorkingSet, want: Want) {
 }
 
 /// Takes an orphan away that is open nowhere. Its extents need not be looked at: all that is left of them is how much they were. A file that
-/// the daemon takes away in several steps counts until it has told that it is gone.
-fn reap(set: &mut WorkingSet, ino: Ino) -> Outcome<()> {
+/// the daemon takes away later, or in several steps, counts until it has told that it is gone.
+fn reap(set: &mut WorkingSet, ino: Ino, alone: bool) -> Outcome<()> {
     set.attempt(|set| {
         let inode: Inode = match set.get(&Key::Inode(ino))? {
             Some(Record::Inode(inode)) if inode.nlink == 0 => inode.as_ref().clone(),
             _ => return Ok(()),
         };
         let mut usage = set.usage()?;
-        if inode.size.div_ceil(CHUNK_SIZE) <= REAPED_AT_ONCE {
+        if alone && inode.size.div_ceil(CHUNK_SIZE) <= REAPED_AT_ONCE {
             usage.bytes = usage.bytes.saturating_sub(inode.allocated);
             usage.inodes = usage.inodes.saturating_sub(1);
             set.put_usage(usage);

@@ -65,6 +65,8 @@ struct Inner {
     /// Not known while the session is being resumed.
     run: Option<u64>,
     state: State,
+    /// When it was given nobody else had the volume mounted.
+    alone: bool,
     /// What goes on that must be in one tenure.
     users: usize,
     /// When it was last returned.
@@ -100,6 +102,7 @@ impl Lease {
             session: grant.session,
             run: Some(grant.run),
             state: State::None,
+            alone: false,
             users: 0,
             returned_at: None,
         };
@@ -130,6 +133,11 @@ impl Lease {
     pub(super) fn here(&self) -> Option<SessionId> {
         let inner = self.inner();
         matches!(inner.state, State::Held | State::Recalled).then_some(inner.session)
+    }
+
+    /// Whether nobody else had the volume mounted when it was given.
+    pub(super) fn is_alone(&self) -> bool {
+        self.inner().alone
     }
 
     /// Waits until it is held, or is not.

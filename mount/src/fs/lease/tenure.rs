@@ -4,7 +4,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures::StreamExt;
-use tandemfs::api::fs::DelegationRequest;
+use tandemfs::api::fs::{DelegationReply, DelegationRequest};
 use tandemfs::id::{Ino, SessionId};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -13,12 +13,10 @@ use crate::fs::commits::Reach;
 use crate::fs::data::Data;
 use crate::fs::session::Session;
 
-/// After it was returned, it is not asked for again for so long: whoever wanted something may want more.
-const AFTER_RETURN: Duration = Duration::from_millis(if cfg!(test) { 5 } else { 250 });
+/// After it was returned or refused, it is not asked for again for so long: whoever wanted something may want more.
+const PAUSE: Duration = Duration::from_millis(if cfg!(test) { 5 } else { 250 });
 /// How long changes that are under way are waited for; meanwhile no other begins.
 const BUSY: Duration = Duration::from_millis(20);
-/// Likewise after the daemon has said that others use the volume.
-const AFTER_REFUSAL: Duration = Duration::from_millis(if cfg!(test) { 5 } else { 1000 });
 /// It is looked at this often whether a session is there at all.
 const LOOK: Duration = Duration::from_secs(5);
 /// Files whose pages the kernel drops at the same time.
@@ -40,14 +38,15 @@ impl Lease {
         self.inner().state = State::Asked;
     }
 
-    /// The daemon has answered: it was given to a session in a run of the daemon, or not. Answers whether it is held now.
-    fn answered(&self, given: Option<(SessionId, u64)>) -> bool {
+    /// The daemon has answered: it was given to a session, or not.
+    fn answered(&self, given: Option<(SessionId, DelegationReply)>) {
         let mut inner = self.inner();
-        let is_held = given.is_some_and(|(session, run)| (session, Some(run)) == (inner.session, inner.run));
+        let is_held =
+            given.is_some_and(|(session, reply)| (session, Some(reply.run)) == (inner.session, inner.run));
         inner.state = if is_held { State::Held } else { State::None };
+        inner.alone = given.is_some_and(|(_, reply)| reply.alone);
         drop(inner);
         self.changed.notify_waiters();
-        is_held
     }
 
     /// Strikes it off, once it is not being asked for and nobody uses it.
@@ -104,23 +103,23 @@ impl Session {
                 return;
             }
             if missed {
-                let pause = session.take_lease().await;
+                session.take_lease().await;
                 drop(session);
-                sleep(pause).await;
+                sleep(PAUSE).await;
             }
         }
     }
 
-    /// Asks for the lease, if no change is under way. Answers how long not to ask again.
-    async fn take_lease(&self) -> Duration {
+    /// Asks for the lease, if no change is under way.
+    async fn take_lease(&self) {
         let returned_at = self.lease.inner().returned_at;
         if let Some(returned_at) = returned_at {
-            sleep_until(returned_at + AFTER_RETURN).await;
+            sleep_until(returned_at + PAUSE).await;
         }
         // A change that takes longer waits for others.
-        let Ok(_turn) = timeout(BUSY, self.lease.turn.write()).await else { return AFTER_RETURN };
+        let Ok(_turn) = timeout(BUSY, self.lease.turn.write()).await else { return };
         if self.lease.here().is_some() || self.ready().await.is_err() {
-            return AFTER_RETURN;
+            return;
         }
         self.lease.ask();
         let taken = self.until_answered(|id| {
@@ -135,15 +134,13 @@ impl Session {
             Ok((id, reply)) if reply.done => {
                 let sequence = self.state().sequence;
                 self.queue.begin(id, sequence);
-                self.lease.answered(Some((id, reply.run)));
-                AFTER_RETURN
+                self.lease.answered(Some((id, reply)));
             }
             refused => {
                 self.lease.answered(None);
                 if let Err(error) = refused {
                     log::debug!("asking for the lease: {error}");
                 }
-                AFTER_REFUSAL
             }
         }
     }

@@ -67,15 +67,15 @@ impl Daemon {
         }
     }
 
-    /// Delegates the volume to whoever is alone on it.
-    pub(super) async fn take_volume(&self, id: SessionId) -> bool {
-        let waits: Vec<_> = {
+    /// Delegates the volume to whoever is alone on it. Answers whether it has, and whether it is alone.
+    pub(super) async fn take_volume(&self, id: SessionId) -> (bool, bool) {
+        let (waits, is_alone): (Vec<_>, bool) = {
             let mut state = self.state.lock().unwrap();
             let is_alone = state.sessions.len() == 1;
             let is_free = state.lease.is_none_or(|holder| holder == id)
                 && state.delegations.values().all(|other| *other == id);
             if !is_free || !is_alone && !self.lends.load(Ordering::SeqCst) {
-                return false;
+                return (false, false);
             }
             if let Some(session) = state.sessions.get_mut(&id) {
                 session.volume_recalled = false;
@@ -84,12 +84,12 @@ impl Daemon {
             state.version += 1;
             let version = state.version;
             let others = state.sessions.iter_mut().filter(|(other, _)| **other != id);
-            others
-                .map(|(other, session)| (*other, session.push(|number| Event::DropAll { number, version })))
-                .collect()
+            let told = others
+                .map(|(other, session)| (*other, session.push(|number| Event::DropAll { number, version })));
+            (told.collect(), is_alone)
         };
         self.told(&waits).await;
-        true
+        (true, is_alone)
     }
 
     pub(super) fn give_back_volume(&self, id: SessionId) {

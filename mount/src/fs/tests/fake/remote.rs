@@ -103,15 +103,15 @@ impl Remote for Daemon {
     async fn delegation(&self, session: SessionId, request: &DelegationRequest) -> Result<DelegationReply> {
         self.up()?;
         self.session(session, |_| ())?;
-        let mut done = true;
+        let (mut done, mut alone) = (true, false);
         match request {
             DelegationRequest::Take(ino) => self.take(session, *ino).await?,
             DelegationRequest::Return(inos) => self.give_back(session, inos),
-            DelegationRequest::TakeVolume => done = self.take_volume(session).await,
+            DelegationRequest::TakeVolume => (done, alone) = self.take_volume(session).await,
             DelegationRequest::ReturnVolume => self.give_back_volume(session),
         }
         let run = self.state.lock().unwrap().run;
-        self.lossy(Ok(DelegationReply { run, done }))
+        self.lossy(Ok(DelegationReply { run, done, alone }))
     }
 
     async fn lock(&self, session: SessionId, request: &LockRequest) -> Result<LockReply> {
