@@ -1,6 +1,7 @@
 //! The lease: a mount that is alone answers before it sends, and nobody else can tell.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
@@ -61,6 +62,44 @@ fn many_changes_are_few_commits_and_others_see_all_of_them() {
     let again = cluster.mount("again");
     sh(again.path(), "[ $(cat copy/f* | wc -l) = 499 ] && [ ! -e e ]");
     again.unmount();
+    is_clean(&mut cluster);
+}
+
+#[test]
+fn a_mount_beside_an_idle_one_has_the_volume_to_itself_until_that_asks() {
+    let mut cluster = Cluster::start();
+    let other = cluster.mount("other");
+    sh(other.path(), "mkdir d && echo old > d/seen && cat d/seen && ls d");
+    let open = fs::File::open(other.path().join("d/seen")).unwrap();
+    let mount = leased(&cluster, "m");
+    // The first changes are sent one by one.
+    sh(
+        mount.path(),
+        "for i in $(seq 60); do echo $i > d/f$i; done; sleep 1.5; for i in $(seq 9); do echo $i > d/g$i; done",
+    );
+    let before = commits(&cluster);
+    sh(mount.path(), "for i in $(seq 500); do echo $i > d/h$i; done");
+    // A look at the metrics asks nothing of the volume.
+    let made = commits(&cluster) - before;
+    println!("{made} commits for about 1,500 changes");
+    assert!(made < 300, "{made} commits");
+    sh(mount.path(), "echo new > d/seen && rm d/f1 && mv d/h500 d/last");
+    sh(
+        other.path(),
+        "[ $(cat d/seen) = new ] && [ ! -e d/f1 ] && [ $(cat d/last) = 500 ] && [ $(ls d | wc -l) = 569 ]",
+    );
+    // What is open elsewhere lives on, whoever removes it.
+    sh(
+        mount.path(),
+        "sleep 1.5; for i in $(seq 60); do echo $i > d/i$i; done; sleep 0.5; rm d/seen; echo x > d/x",
+    );
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut &open, &mut text).unwrap();
+    assert_eq!(text, "new\n");
+    assert_eq!(open.metadata().unwrap().nlink(), 0);
+    drop(open);
+    other.unmount();
+    mount.unmount();
     is_clean(&mut cluster);
 }
 

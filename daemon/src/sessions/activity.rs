@@ -71,6 +71,13 @@ impl Activity {
         self.given = Some(now);
     }
 
+    /// A session is there no more, so it is none of the others.
+    pub(super) fn ended(&mut self, session: SessionId) {
+        if self.session == Some(session) {
+            (self.session, self.last, self.given) = (None, self.others, None);
+        }
+    }
+
     /// It was not given after all, and is not before there are as many batches again.
     pub(super) fn not_given(&mut self) {
         (self.batches, self.given) = (0, None);
@@ -83,6 +90,7 @@ mod tests {
 
     const ONE: SessionId = SessionId(1);
     const TWO: SessionId = SessionId(2);
+    const THREE: SessionId = SessionId(3);
     const SECOND: Duration = Duration::from_secs(1);
 
     fn changes(activity: &mut Activity, session: SessionId, now: Instant) {
@@ -109,6 +117,21 @@ mod tests {
         assert!(activity.lets_have(ONE, start + 2 * SECOND));
         activity.not_given();
         assert!(!activity.lets_have(ONE, start + 2 * SECOND));
+    }
+
+    #[test]
+    fn who_has_ended_is_none_of_the_others() {
+        let (mut activity, start) = (Activity::new(SECOND), Instant::now());
+        activity.used(TWO, Use::Look, start);
+        changes(&mut activity, ONE, start);
+        activity.given(start + SECOND);
+        activity.ended(ONE);
+        changes(&mut activity, THREE, start + SECOND);
+        assert!(activity.lets_have(THREE, start + SECOND));
+        activity.used(TWO, Use::Look, start + SECOND);
+        activity.ended(ONE);
+        changes(&mut activity, THREE, start + SECOND);
+        assert!(!activity.lets_have(THREE, start + SECOND), "the other one is there");
     }
 
     #[test]

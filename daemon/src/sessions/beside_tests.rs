@@ -77,7 +77,7 @@ async fn it_is_given_once_the_others_are_quiet_and_have_dropped_everything() {
     // Nobody else is told of its changes, but for what somebody may have open.
     let batch = async |sequence, mutations| -> BatchReply {
         let (held, delegates, blocks) = (Vec::new(), Vec::new(), Vec::new());
-        let batch = Batch { sequence, mutations, held, delegates, blocks, brief: true };
+        let batch = Batch { sequence, mutations, held, delegates, blocks, brief: false };
         world.sessions.batch(&world.caller, one, batch).await.unwrap()
     };
     timeout(SOON, batch(41, vec![create("g", first + 50)])).await.expect("nobody is waited for");

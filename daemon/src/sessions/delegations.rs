@@ -37,6 +37,8 @@ struct Inner {
     locking: BTreeMap<SessionId, usize>,
     /// The session that has all of the volume.
     volume: Option<SessionId>,
+    /// Nobody else knows anything of it since.
+    dropped: bool,
     files: BTreeMap<Ino, SessionId>,
     counts: BTreeMap<SessionId, usize>,
     /// Sessions of the run before that have not said yet what they have.
@@ -147,7 +149,8 @@ impl Delegations {
         let mut inner = self.inner();
         if inner.unclaimed.remove(&session) {
             if *volume {
-                inner.volume.get_or_insert(session);
+                // The others drop everything since it was another run.
+                (inner.volume, inner.dropped) = (inner.volume.or(Some(session)), true);
             }
             for ino in files.iter().take(DELEGATIONS_MAX) {
                 if !inner.files.contains_key(ino) {
@@ -217,6 +220,18 @@ impl Delegations {
         inner.volume == Some(session) || inner.lets_have(session)
     }
 
+    /// All others have dropped what they had cached when the volume was given to a session.
+    pub(crate) fn dropped(&self, session: SessionId) {
+        let mut inner = self.inner();
+        inner.dropped |= inner.volume == Some(session);
+    }
+
+    /// Whether a session has the volume, and nobody else knows anything of it.
+    pub(crate) fn has_all(&self, session: SessionId) -> bool {
+        let inner = self.inner();
+        inner.volume == Some(session) && inner.dropped
+    }
+
     /// Something has come up against giving the volume to a session.
     pub(crate) fn not_given(&self, session: SessionId) {
         self.inner().activity.not_given();
@@ -224,7 +239,7 @@ impl Delegations {
     }
 
     /// The session that has the volume to itself.
-    pub(crate) fn volume(&self) -> Option<SessionId> {
+    pub(super) fn volume(&self) -> Option<SessionId> {
         self.inner().volume
     }
 
@@ -243,6 +258,7 @@ impl Delegations {
             && (alone || is_held || inner.lets_have(session));
         if is_free {
             inner.volume = Some(session);
+            inner.dropped = alone || is_held && inner.dropped;
             if !alone {
                 inner.activity.given(Instant::now());
             }
@@ -309,6 +325,7 @@ impl Delegations {
         let mut inner = self.inner();
         inner.unclaimed.remove(&session);
         inner.late.remove(&session);
+        inner.activity.ended(session);
         inner.volume.take_if(|holder| *holder == session);
         if inner.counts.remove(&session).is_some() {
             inner.files.retain(|_, theirs| *theirs != session);
@@ -324,6 +341,7 @@ impl Inner {
             activity,
             locking: BTreeMap::new(),
             volume: None,
+            dropped: false,
             files: BTreeMap::new(),
             counts: BTreeMap::new(),
             unclaimed: BTreeSet::new(),

@@ -252,8 +252,7 @@ impl Volume {
         let records = told(&mutations, &changes.records);
         let delegations = self.shared.audience.delegations(self.id);
         // Of a file that is delegated to the author the others know nothing since they were told so; nor of anything, if all of the volume is.
-        let has_all =
-            change.brief && change.author.is_some_and(|author| delegations.volume() == Some(author));
+        let has_all = change.author.is_some_and(|author| delegations.has_all(author));
         let is_known = |key: &Key| match key {
             _ if has_all => false,
             Key::Inode(ino) | Key::Chunk(ino, _) => {

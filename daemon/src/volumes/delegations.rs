@@ -103,6 +103,7 @@ impl Volume {
                 delegations.not_given(to);
                 return Ok(None);
             }
+            delegations.dropped(to);
         }
         // What it is shown from now on is to be there after a restart as well.
         let _known = self.durable(moment).await;

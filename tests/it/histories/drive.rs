@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
 use super::super::cluster::{Cluster, Mount, signal};
+use super::super::damage::config;
 use super::client::{COPIES, Client, content, counter};
 use super::history::Histories;
 use super::models::DIRECTORIES;
@@ -175,8 +176,12 @@ pub struct Stage {
 }
 
 impl Stage {
-    pub fn new() -> Self {
-        let cluster = Cluster::start_with(&["--lease-ms", &LEASE.as_millis().to_string()]);
+    pub fn new(handles: Handles) -> Self {
+        // A mount that dies while it has the volume to itself keeps what it has answered for the next mount on its machine, which is not
+        // what others see. Where none dies, it is given as often as can be.
+        let quiet_ms = if handles == Handles::Kept { 0 } else { 3_600_000 };
+        let settings = format!("lease_ms = {}\nquiet_ms = {quiet_ms}\n", LEASE.as_millis());
+        let cluster = Cluster::start_with(&["--config", &config(&settings)]);
         let mounts = (0..MOUNTS).map(|number| mount(&cluster, number)).collect();
         Self { cluster, mounts, dead: Vec::new(), busy: Vec::new(), made: MOUNTS, faults: Faults::default() }
     }

@@ -88,7 +88,7 @@ fn run(handles: Handles) {
     let directory = TempDir::with_prefix("tandem-histories-").expect("a directory").keep();
     let mut report = Report { calls: 0, unknown: 0, objects: 0, violations: 0, of_kernel: 0, directory };
     let mut checking = Duration::ZERO;
-    let mut stage = Stage::new();
+    let mut stage = Stage::new(handles);
     for (seed, start) in (first..).zip((0..calls).step_by(ROUND as usize)) {
         let Seen { histories, faults, surprises } = stage.drive(seed, ROUND.min(calls - start), handles);
         let checked = now();

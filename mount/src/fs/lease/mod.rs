@@ -1,4 +1,4 @@
-//! The lease: a session that is alone on its volume has all of it delegated, and decides by itself. The rules of the tree run here, on
+//! The lease: a session that nobody else on its volume disturbs has all of it delegated, and decides by itself. The rules of the tree run here, on
 //! what is cached; what programs ask for is answered at once, and sent in the background, in order. When others want to see or change
 //! anything, what was done is sent, and the volume is returned.
 //!
